@@ -1,0 +1,19 @@
+// packed = qdata in the tiled layout of core/int4.h; codes beyond n and k are 0.
+#pragma once
+#include <cstdint>
+
+namespace aoq {
+
+struct Int4Pack {
+  int64_t n, k;
+  const uint8_t* qdata;  // [n][ceil(k/2)], low nibble = even k
+  uint8_t* packed;       // [ceil(n/16)][ceil(k/8)][64]
+};
+
+using Int4PackKernel = void (*)(const Int4Pack&);
+
+#define AOQ_KERNEL(isa, function) void function(const Int4Pack&);
+#include "int4_pack/kernels.inc"
+#undef AOQ_KERNEL
+
+}  // namespace aoq

@@ -1,0 +1,4 @@
+#include "core/vec_avx2.h"
+#include "int4_quantize/int4_quantize_vector.h"
+
+void aoq::int4_quantize_avx2(const Int4Quantize& p) { quantize(p); }

@@ -1,0 +1,4 @@
+#include "core/vec_ref.h"
+#include "int4_quantize/int4_quantize_vector.h"
+
+void aoq::int4_quantize_ref(const Int4Quantize& p) { quantize(p); }

@@ -1,0 +1,171 @@
+// One group at a time, in fp32, in L1. The vec_*.h included before this file gives the vector types; sums are kept in
+// sixteen lanes and added up in one fixed order, so that every ISA gives the same bits.
+#pragma once
+#include "core/int4.h"
+#include "core/parallel.h"
+#include "int4_quantize/int4_quantize.h"
+
+namespace {
+
+using aoq::Dtype;
+using aoq::Int4Mapping;
+using aoq::Int4Quantize;
+
+constexpr float kMaxCode = 15;
+
+inline F32x16 abs(F32x16 a) { return from_bits(bits(a) & splat(0x7fffffff)); }
+
+inline float sum_lanes(F32x16 a) {
+  float lane[16];
+  store16(lane, a);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+// a^exponent for normal a > 0, to about five digits: it only weighs how far an error is shrunk.
+inline F32x16 power(F32x16 a, float exponent) {
+  const I32x16 word = bits(a);
+  const F32x16 whole = to_float((word >> 23) + splat(-127));
+  const F32x16 m = from_bits((word & splat(0x7fffff)) | splat(0x3f800000)) - splat(1.0f);  // [0, 1)
+  // log2(1 + m), then 2^f for f in [-0.5, 0.5]: least-squares polynomials
+  F32x16 log = splat(0.0440047f);
+  constexpr float kLog[] = {-0.19031905f, 0.41234423f, -0.70777019f, 1.4417403f};
+  for (const float c : kLog) log = log * m + splat(c);
+  const F32x16 power_of_two = (whole + log * m) * splat(exponent);
+  const I32x16 integer = round_to_int(power_of_two);
+  const F32x16 f = power_of_two - to_float(integer);
+  F32x16 exp = splat(0.00966725f);
+  constexpr float kExp[] = {0.05587554f, 0.24022309f, 0.69312726f, 1.0f};
+  for (const float c : kExp) exp = exp * f + splat(c);
+  return exp * from_bits((integer + splat(127)) << 23);
+}
+
+inline float round_to(float value, Dtype dtype) {
+  if (dtype == Dtype::bf16) return bf16_to_float(float_to_bf16(value));
+  if (dtype == Dtype::f16) return f16_to_float(float_to_f16(value));
+  return value;
+}
+
+// A group of w: `vectors` * 16 floats, zeros after `count`.
+struct Group {
+  const float* w;
+  int64_t count, vectors;
+
+  // 1 for lanes that hold w, 0 after the end
+  F32x16 mask(int64_t vector) const {
+    float lane[16];
+    for (int i = 0; i < 16; ++i) lane[i] = vector * 16 + i < count ? 1.0f : 0.0f;
+    return load16(lane);
+  }
+};
+
+inline F32x16 codes_of(F32x16 w, F32x16 scale, F32x16 zero) {
+  // Clamped before rounding: a huge quotient has no integer.
+  return to_float(round_to_int(min(max(w / scale + zero, splat(0.0f)), splat(kMaxCode))));
+}
+
+// The zero point that HQQ finds: shrink the error towards what an Lp norm tolerates, re-centre, repeat.
+inline float optimised_zero(const Group& group, float scale, float zero) {
+  constexpr float kP = 0.7f, kKappa = 1.01f;
+  constexpr int kIterations = 20;
+  float beta = 10, best_zero = zero, best_error = 3.4e38f;
+  const F32x16 s = splat(scale), one = splat(1.0f);
+  for (int iteration = 0; iteration < kIterations; ++iteration, beta *= kKappa) {
+    F32x16 errors = splat(0.0f), zeros = splat(0.0f);
+    const F32x16 z = splat(zero);
+    for (int64_t v = 0; v < group.vectors; ++v) {
+      const F32x16 w = load16(group.w + v * 16), code = codes_of(w, s, z);
+      const F32x16 error = w - (code - z) * s, size = abs(error);
+      const F32x16 shrunk = max(size - power(max(size, splat(1e-12f)), kP - 1) * splat(1 / beta), splat(0.0f));
+      const F32x16 kept = from_bits(bits(shrunk) | (bits(error) & splat(static_cast<int32_t>(0x80000000))));
+      const F32x16 mask = (v + 1) * 16 <= group.count ? one : group.mask(v);
+      errors = errors + size * mask;
+      zeros = zeros + (code - (w - kept) / s) * mask;
+    }
+    const float error = sum_lanes(errors);
+    if (!(error < best_error)) break;
+    best_error = error;
+    best_zero = zero;
+    zero = sum_lanes(zeros) / static_cast<float>(group.count);
+  }
+  return best_zero;
+}
+
+inline void quantize_group(const Int4Quantize& p, const Group& group, int64_t at, uint8_t* qdata) {
+  F32x16 low = splat(0.0f), high = splat(0.0f);
+  for (int64_t v = 0; v < group.vectors; ++v) {
+    const F32x16 w = load16(group.w + v * 16);
+    low = min(low, w);
+    high = max(high, w);
+  }
+  float lows[16], highs[16];
+  store16(lows, low);
+  store16(highs, high);
+  for (int i = 1; i < 16; ++i) {
+    lows[0] = lows[i] < lows[0] ? lows[i] : lows[0];
+    highs[0] = highs[i] > highs[0] ? highs[i] : highs[0];
+  }
+  const bool symmetric = p.mapping == Int4Mapping::symmetric;
+  const float absmax = -lows[0] > highs[0] ? -lows[0] : highs[0];
+  // Halves first: max - min of finite values may be infinite.
+  const float span = symmetric ? absmax / 7.5f : (highs[0] / kMaxCode - lows[0] / kMaxCode);
+  float scale = round_to(span, p.scale_dtype), zero = symmetric ? aoq::int4::kMidCode : 0;
+  if (scale == 0)
+    scale = 1;  // all zeros, or so small that the stored dtype has none
+  else if (!symmetric)
+    zero = round_to(-lows[0] / scale, p.scale_dtype);
+  if (p.mapping == Int4Mapping::hqq) zero = round_to(optimised_zero(group, scale, zero), p.scale_dtype);
+  store_float(p.scale, p.scale_dtype, at, scale);
+  if (!symmetric) store_float(p.zero_point, p.scale_dtype, at, zero);
+
+  for (int64_t v = 0; v < group.vectors; ++v) {
+    int32_t codes[16];
+    store16_i32(codes, round_to_int(codes_of(load16(group.w + v * 16), splat(scale), splat(zero))));
+    const int64_t count = group.count - v * 16 < 16 ? group.count - v * 16 : 16;
+    if (count % 2) codes[count] = 0;  // k is odd: the last high nibble is 0
+    for (int64_t i = 0; i < count; i += 2)
+      qdata[(v * 16 + i) / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
+  }
+}
+
+// Sixteen floats from row[first], zeros after `count`; false if one is not finite.
+inline bool load_group(const void* row, Dtype dtype, int64_t first, int64_t count, float* w) {
+  I32x16 finite = splat(-1);
+  for (int64_t k = 0; k < count; k += 16) {
+    if (k + 16 <= count) {
+      store16(w + k, load16(row, dtype, first + k));
+    } else {
+      for (int64_t i = 0; i < 16; ++i) w[k + i] = k + i < count ? load_float(row, dtype, first + k + i) : 0;
+    }
+    // Adding one to the exponent carries into the sign only when all its bits are set.
+    const I32x16 exponent = bits(load16(w + k)) & splat(0x7f800000);
+    finite = finite & (((exponent + splat(0x00800000)) >> 31) + splat(-1));
+  }
+  int32_t lanes[16];
+  store16_i32(lanes, finite);
+  for (int i = 1; i < 16; ++i) lanes[0] &= lanes[i];
+  return lanes[0] == -1;
+}
+
+inline void quantize(const Int4Quantize& p) {
+  const int64_t group = p.group < p.k ? p.group : p.k, groups = aoq::int4::ceil_div(p.k, group);
+  auto rows = [&](int64_t begin, int64_t end) {
+    Scratch<float> w(aoq::int4::ceil_div(group, 16) * 16);
+    for (int64_t row = begin; row < end; ++row) {
+      const char* data = static_cast<const char*>(p.w) + row * p.w_stride * size_of(p.w_dtype);
+      uint8_t* qdata = p.qdata + row * aoq::int4::ceil_div(p.k, 2);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t first = g * group, count = p.k - first < group ? p.k - first : group;
+        if (!load_group(data, p.w_dtype, first, count, w.get())) {
+          __atomic_store_n(p.bad_row, row, __ATOMIC_RELAXED);
+          return;
+        }
+        quantize_group(p, {w.get(), count, aoq::int4::ceil_div(count, 16)}, row * groups + g, qdata + first / 2);
+      }
+    }
+  };
+  parallel(p.n, 1 + 16384 / p.k, rows);
+}
+
+}  // namespace

@@ -1,0 +1,38 @@
+#include "int4_unpack/int4_unpack.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "core/check.h"
+#include "core/int4.h"
+#include "core/kernel.h"
+
+namespace aoq {
+namespace {
+
+#define AOQ_KERNEL(isa, function) {Isa::isa, #function, function},
+constexpr Kernel<Int4UnpackKernel> kKernels[] = {
+#include "int4_unpack/kernels.inc"
+};
+#undef AOQ_KERNEL
+const bool kRegistered = register_op("int4_unpack", kKernels);
+
+Tensor int4_unpack(const Tensor& packed, int64_t n, int64_t k) {
+  constexpr const char* op = "int4_unpack";
+  check_uint8(packed, op, "packed");
+  check_value(n > 0, op, "n", "expected at least 1, got ", n);
+  check_value(k > 0, op, "k", "expected at least 1, got ", k);
+  check_shape(packed, {int4::ceil_div(n, int4::kUnitN), int4::ceil_div(k, int4::kUnitK), int4::kUnitBytes}, op,
+              "packed");
+  const Tensor packed_ = packed.is_contiguous() ? packed : torch::stable::contiguous(packed);
+  Tensor qdata = torch::stable::new_empty(packed, {n, int4::ceil_div(k, 2)});
+  select(kKernels)(Int4Unpack{n, k, static_cast<const uint8_t*>(packed_.const_data_ptr()),
+                                      static_cast<uint8_t*>(qdata.mutable_data_ptr())});
+  return qdata;
+}
+
+}  // namespace
+}  // namespace aoq
+
+STABLE_TORCH_LIBRARY_FRAGMENT(aoq, m) { m.def("int4_unpack(Tensor packed, int n, int k) -> Tensor"); }
+STABLE_TORCH_LIBRARY_IMPL(aoq, CPU, m) { m.impl("int4_unpack", TORCH_BOX(&aoq::int4_unpack)); }

@@ -1,0 +1,19 @@
+// The exact inverse of int4_pack.
+#pragma once
+#include <cstdint>
+
+namespace aoq {
+
+struct Int4Unpack {
+  int64_t n, k;
+  const uint8_t* packed;  // [ceil(n/16)][ceil(k/8)][64]
+  uint8_t* qdata;         // [n][ceil(k/2)], low nibble = even k
+};
+
+using Int4UnpackKernel = void (*)(const Int4Unpack&);
+
+#define AOQ_KERNEL(isa, function) void function(const Int4Unpack&);
+#include "int4_unpack/kernels.inc"
+#undef AOQ_KERNEL
+
+}  // namespace aoq

@@ -1,0 +1,39 @@
+// aoq._C answers questions about this build and machine. No tensor passes through here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/isa.h"
+#include "core/kernel.h"
+
+namespace {
+
+std::map<std::string, std::string> build_info() {
+  return {
+      {"compiler", AOQ_COMPILER},
+      {"torch_target", "2.10"},
+      {"cuda", AOQ_CUDA},
+#if defined(AOQ_EMULATE_AMX)
+      {"amx", "emulated, for tests"},
+#else
+      {"amx", "native"},
+#endif
+  };
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const aoq::Isa isa : aoq::supported_isas()) names.emplace_back(aoq::name(isa));
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  aoq::active_isa();  // a bad AOQ_ISA fails the import, not the first matmul
+  m.def("isa", [] { return std::string(aoq::name(aoq::active_isa())); }, "The ISA in use: AOQ_ISA, or the best here.");
+  m.def("isas", &isas, "The ISAs that this machine can run, best first.");
+  m.def("set_isa", &aoq::set_isa, pybind11::arg("name"), "What AOQ_ISA does, for tests and benchmarks.");
+  m.def("ops", &aoq::op_names, "The ops of torch.ops.aoq.");
+  m.def("kernels", &aoq::kernel_names, pybind11::arg("op"), "The kernels of op under the ISA in use, best first.");
+  m.def("build_info", &build_info, "How this binary was built.");
+}
