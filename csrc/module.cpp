@@ -35,5 +35,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &aoq::set_isa, pybind11::arg("name"), "What AOQ_ISA does, for tests and benchmarks.");
   m.def("ops", &aoq::op_names, "The ops of torch.ops.aoq.");
   m.def("kernels", &aoq::kernel_names, pybind11::arg("op"), "The kernels of op under the ISA in use, best first.");
+  m.def("last_kernel", [] { return std::string(aoq::last_kernel); }, "The kernel that the last op call chose.");
   m.def("build_info", &build_info, "How this binary was built.");
 }

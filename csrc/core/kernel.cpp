@@ -11,6 +11,8 @@ std::map<std::string, std::vector<KernelName>>& tables() {
 }
 }  // namespace
 
+std::atomic<const char*> last_kernel{""};
+
 bool register_op(const char* op, std::vector<KernelName> names) {
   return tables().emplace(op, std::move(names)).second;
 }

@@ -1,6 +1,7 @@
 // A kernel table: `<op>/kernels.inc` lists `AOQ_KERNEL(isa, function)` best first; the first that the active ISA
 // allows is called. The same table answers `aoq._C.kernels(op)` and parametrises the tests.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -25,6 +26,7 @@ struct KernelName {
 // Remembers an op's table for _C; called once an op, when the library loads.
 bool register_op(const char* op, std::vector<KernelName> names);
 AOQ_API std::vector<std::string> op_names();
+AOQ_API extern std::atomic<const char*> last_kernel;  // the last that select gave: how tests know what ran
 AOQ_API std::vector<std::string> kernel_names(const std::string& op);  // that run under the active ISA, best first
 
 template <class Function, size_t N>
@@ -37,9 +39,10 @@ bool register_op(const char* op, const Kernel<Function> (&kernels)[N]) {
 template <class Function, size_t N>
 Function select(const Kernel<Function> (&kernels)[N]) {
   const Isa best = active_isa();
-  for (const auto& kernel : kernels)
-    if (kernel.isa <= best) return kernel.run;
-  return kernels[N - 1].run;  // every table ends with ref
+  size_t i = 0;
+  while (kernels[i].isa > best) ++i;  // every table ends with ref
+  last_kernel.store(kernels[i].name, std::memory_order_relaxed);
+  return kernels[i].run;
 }
 
 }  // namespace aoq

@@ -204,7 +204,7 @@ class AmxMm {
   void scale(int64_t panel, const Pending& pending) const {
     const int64_t rows = p_.m < kTileRows ? p_.m : kTileRows;
     for (int v = 0; v < kVectors; ++v) {
-      const GroupScale<Avx512> w(p_, groups_, 2 * panel + v, pending.group, aoq::int4::kMidCode);
+      const GroupScale<Avx512> w(p_, groups_, 2 * panel + v, pending.group);
       for (int64_t t = 0; t < pending.row_tiles; ++t) {
         const float* products = pending.products + (t * 2 + v) * 256;
         float* sums = pending.sums + (t * 2 + v) * 256;

@@ -1,4 +1,5 @@
-// AVX2: one k a step in fp32. There is no sixteen-entry look-up, so codes stay 0..15 and the offset goes to the sums of x.
+// AVX2: one k a step in fp32. There is no sixteen-entry look-up: flipping a code's top bit makes it (code - 8) in two's
+// complement, which two shifts sign-extend.
 #include "core/vec_avx2.h"
 #include "int4_mm/int4_mm_vector.h"
 
@@ -9,13 +10,13 @@ struct Avx2F32 : Avx2 {
   using Weight = __m256;
   using X = float;
   static constexpr int kStep = 1, kTileRows = 6, kFusedRows = 2;
-  static constexpr float kOffset = 0;
 
   static Raw load_raw(const uint8_t* unit) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit)); }
 
   static Weight decode(Raw raw, int k) {
-    const __m256i shifted = _mm256_srli_epi32(raw, aoq::int4::lane_shift(k));
-    return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)));
+    const __m256i nibbles = _mm256_xor_si256(raw, _mm256_set1_epi32(static_cast<int>(0x88888888)));
+    const __m256i top = _mm256_slli_epi32(nibbles, 28 - aoq::int4::lane_shift(k));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28));
   }
 
   static Weight load_weight(const float* data) { return _mm256_loadu_ps(data); }

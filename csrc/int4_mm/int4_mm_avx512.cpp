@@ -9,7 +9,6 @@ struct Avx512F32 : Avx512 {
   using Weight = __m512;
   using X = float;
   static constexpr int kStep = 1, kTileRows = 12, kFusedRows = 4;
-  static constexpr float kOffset = 8;
 
   static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
 

@@ -9,7 +9,6 @@ struct Avx512Bf16 : Avx512 {
   using Weight = __m512i;
   using X = uint32_t;  // a bf16 pair
   static constexpr int kStep = 2, kTileRows = 12, kFusedRows = 4;
-  static constexpr float kOffset = 8;
 
   static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
 

@@ -12,8 +12,8 @@
 //          +-----------+-----------+
 //   tile   | rows x 2 accumulators |
 //
-// Engine: Vec (kLanes floats), Raw (the same rows of a unit), X (kStep values of x, broadcast together),
-//   kOffset (what decode already subtracted from a code), and the functions used below.
+// Engine: Vec (kLanes floats), Raw (the same rows of a unit), Weight (decoded: code - 8), X (kStep values of x, broadcast
+//   together), and the functions used below.
 #pragma once
 #include "core/int4.h"
 #include "core/parallel.h"
@@ -52,19 +52,20 @@ void sum_groups(const Int4Mm& p, const void* x, float* sums) {
   }
 }
 
-// A group of one vector of rows of w: its scale, and what the group's sum of x is multiplied with,
-// (what decode subtracted from a code - zero_point) * scale.
+// A group of one vector of rows of w: its scale, and what the group's sum of x is multiplied with where there are zero
+// points, (8 - zero_point) * scale.
 template <class Lanes>
 struct GroupScale {
   typename Lanes::Vec scale, shift;
 
   GroupScale() = default;
-  GroupScale(const Int4Mm& p, int64_t groups, int64_t vector, int64_t group, float offset) {
+  GroupScale(const Int4Mm& p, int64_t groups, int64_t vector, int64_t group) {
     const int64_t row = vector * Lanes::kLanes;
     const int64_t at = (row / aoq::int4::kUnitN * groups + group) * aoq::int4::kUnitN + row % aoq::int4::kUnitN;
     scale = Lanes::load(p.scale, p.scale_dtype, at);
-    const auto zero = p.zero_point ? Lanes::load(p.zero_point, p.scale_dtype, at) : Lanes::set(aoq::int4::kMidCode);
-    shift = Lanes::mul(Lanes::sub(Lanes::set(offset), zero), scale);
+    const auto mid = Lanes::set(aoq::int4::kMidCode);
+    const auto zero = p.zero_point ? Lanes::load(p.zero_point, p.scale_dtype, at) : mid;
+    shift = Lanes::mul(Lanes::sub(mid, zero), scale);
   }
 };
 
@@ -108,7 +109,7 @@ class VectorMm {
         tiles_(aoq::int4::ceil_div(p.m, kTileRows)),
         vectors_(aoq::int4::ceil_div(p.n, kLanes)),
         panels_(aoq::int4::ceil_div(vectors_, 2)),
-        corrected_(p.zero_point != nullptr || Engine::kOffset != aoq::int4::kMidCode),
+        corrected_(p.zero_point != nullptr),
         x_(p.m * steps_),
         sums_(corrected_ ? p.m * groups_ : 0) {}
 
@@ -121,9 +122,9 @@ class VectorMm {
     parallel(tiles_, at_least_one(65536 / (p_.k * kTileRows)), pack);
 
     // Rows of x that stay in L2 while the panels of a thread pass by.
-    const int64_t fitting = 524288 / (steps_ * static_cast<int64_t>(sizeof(X)) * kTileRows);
-    const int64_t block = clamp(fitting, 48 / kTileRows, 256 / kTileRows);  // in tiles
-    const int64_t blocks = aoq::int4::ceil_div(tiles_, block);
+    const int64_t fitting = 1048576 / (steps_ * static_cast<int64_t>(sizeof(X)) * kTileRows);
+    const int64_t most = clamp(fitting, 48 / kTileRows, 256 / kTileRows);  // in tiles
+    const int64_t blocks = aoq::int4::ceil_div(tiles_, most), block = aoq::int4::ceil_div(tiles_, blocks);
     const bool fused = p_.m <= Engine::kFusedRows;
     const int64_t rows = p_.m < block * kTileRows ? p_.m : block * kTileRows;
     // Below about 5 us of work a second thread costs more than it brings.
@@ -198,7 +199,7 @@ class VectorMm {
             }
         }
         for (int v = 0; v < kVectors; ++v) {
-          const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group, Engine::kOffset);
+          const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
           for (int r = 0; r < kRows; ++r) {
             for (int c = 1; c < kChains; ++c) sum[0][r][v] = Engine::add(sum[0][r][v], sum[c][r][v]);
             total[r][v] = Engine::fma(sum[0][r][v], w.scale, total[r][v]);
@@ -226,7 +227,7 @@ class VectorMm {
     for (int64_t group = 0, unit = 0; group < groups_; ++group) {
       GroupScale<Engine> scale[kVectors];
       for (int v = 0; v < kVectors; ++v)
-        scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group, Engine::kOffset);
+        scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group);
       bool correct = corrected_;  // once a group
       for (const int64_t end = unit_end(group); unit < end; correct = false) {
         const int64_t count = end - unit < kChunk / 8 ? end - unit : kChunk / 8;

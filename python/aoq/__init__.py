@@ -1,0 +1,46 @@
+"""aoq: int4 weights for PyTorch models, with CPU kernels."""
+
+from importlib.metadata import version
+
+from aoq.config import (
+    AOBaseConfig,
+    FqnToConfig,
+    Int8WeightOnlyConfig,
+    MappingType,
+    ModuleFqnToConfig,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerRow,
+    PerTensor,
+    PerToken,
+    config_from_dict,
+    config_to_dict,
+)
+from aoq.quantize import QuantizeReport, dequantize_, quantize_, register_quantize_module_handler
+from aoq.tensors import Int4Tensor, Int4WeightOnlyConfig, QuantizedTensor
+
+__version__ = version("aoq")
+
+__all__ = [
+    "AOBaseConfig",
+    "FqnToConfig",
+    "Int4Tensor",
+    "Int4WeightOnlyConfig",
+    "Int8WeightOnlyConfig",
+    "MappingType",
+    "ModuleFqnToConfig",
+    "PerAxis",
+    "PerBlock",
+    "PerGroup",
+    "PerRow",
+    "PerTensor",
+    "PerToken",
+    "QuantizeReport",
+    "QuantizedTensor",
+    "config_from_dict",
+    "config_to_dict",
+    "dequantize_",
+    "quantize_",
+    "register_quantize_module_handler",
+]

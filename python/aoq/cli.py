@@ -1,0 +1,218 @@
+"""The command line: `aoq quantize`, `aoq eval`, `aoq info`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import platform
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import aoq
+from aoq import _C
+from aoq.config import AOBaseConfig, MappingType, config_from_dict
+from aoq.tensors.int4 import Int4WeightOnlyConfig
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="int4 weights for PyTorch models.",
+)
+console = Console()
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line on `args`, by default the process's own, and exits."""
+    app(args=args, prog_name="aoq")
+
+
+def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Decorates a command so that what goes wrong is one line on stderr and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            print(f"aoq: error: {text}", file=sys.stderr)
+            raise typer.Exit(1) from error
+
+    return wrapper
+
+
+@app.command()
+@one_line_errors
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A directory with safetensors weights, or a GGUF file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
+    config: Annotated[str, typer.Option(help="int4, or a JSON file with a config.")] = "int4",
+    group_size: Annotated[int, typer.Option(help="int4: weights that share a scale.")] = 128,
+    hqq: Annotated[bool, typer.Option("--hqq", help="int4: optimize zero points (slower, better).")] = False,
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="int4: no zero points.")] = False,
+    skip: Annotated[list[str] | None, typer.Option(help="A module to leave as it is; may be repeated.")] = None,
+    include_embedding: Annotated[bool, typer.Option("--include-embedding", help="Embeddings and head too.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32: of what is not quantized.")] = None,
+    max_shard: Annotated[float, typer.Option(help="GB that a file may have.")] = 2.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")] = False,
+) -> None:
+    """Quantize a checkpoint, weight by weight, for transformers' `from_pretrained` to load."""
+    _quiet_transformers()
+    from aoq.convert import quantize_checkpoint
+
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"--dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
+    # Ended like an interrupt, so that nothing half-written stays behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    report = quantize_checkpoint(
+        source,
+        output,
+        _config(config, group_size, hqq, symmetric),
+        modules_to_not_convert=skip,
+        include_embedding=include_embedding,
+        dtype=_DTYPES[dtype] if dtype else None,
+        max_shard_bytes=int(max_shard * 1e9),
+        overwrite=overwrite,
+    )
+    console.print(f"{report}\nwritten to {output}", highlight=False)
+
+
+def _config(name: str, group_size: int, hqq: bool, symmetric: bool) -> AOBaseConfig:
+    if name == "int4":
+        mapping = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
+        return Int4WeightOnlyConfig(group_size=group_size, use_hqq=hqq, mapping_type=mapping)
+    if not name.endswith(".json"):
+        raise ValueError(f"--config: expected int4 or a JSON file, got {name}")
+    from aoq.checkpoint import read_json
+
+    try:
+        return config_from_dict(read_json(Path(name)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+@app.command("eval")
+@one_line_errors
+def evaluate(
+    directory: Annotated[Path, typer.Argument(help="The model's directory.")],
+    against: Annotated[Path | None, typer.Option(help="A model to compare with: the one before quantization.")] = None,
+    windows: Annotated[int, typer.Option(help="Windows of text to evaluate on.")] = 12,
+    length: Annotated[int, typer.Option(help="Tokens in a window.")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Perplexity on real text and, with --against, KL divergence and top-1 agreement."""
+    _quiet_transformers()
+    from aoq import evaluation
+    from aoq.integrations.transformers import load_model
+
+    model, tokenizer = load_model(directory)
+    reference = load_model(against)[0] if against is not None else None
+    tokens = evaluation.evaluation_windows(tokenizer, windows, length)
+    quality = evaluation.evaluate(model, tokens, reference)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(quality), indent=2))
+        return
+    table = Table(title=f"{windows} windows of {length} tokens", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("model", "perplexity", "KL divergence", "top-1 agreement"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    change = ""
+    if quality.reference_perplexity is not None:
+        table.add_row(str(against), f"{quality.reference_perplexity:.2f}", "", "")
+        change = f" ({quality.perplexity / quality.reference_perplexity - 1:+.1%})"
+    kl = "" if quality.kl is None else f"{quality.kl:.4f}"
+    top1 = "" if quality.top1 is None else f"{quality.top1:.1%}"
+    table.add_row(str(directory), f"{quality.perplexity:.2f}{change}", kl, top1)
+    console.print(table)
+
+
+@app.command()
+@one_line_errors
+def info(
+    directory: Annotated[Path | None, typer.Argument(help="A checkpoint; without one, this installation.")] = None,
+) -> None:
+    """What a checkpoint holds, or what this installation of aoq can do here."""
+    if directory is None:
+        _print_installation()
+    else:
+        _print_checkpoint(directory)
+
+
+def _print_installation() -> None:
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "aoq": aoq.__version__,
+        "torch": torch.__version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "compiler": _C.build_info()["compiler"],
+        "CUDA": _cuda(),
+        "ISA": f"{_C.isa()}; this machine has {', '.join(_C.isas())}",
+        "threads": str(torch.get_num_threads()),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    for op in _C.ops():
+        table.add_row(op, ", ".join(_C.kernels(op)))
+    console.print(table, highlight=False)
+
+
+def _cuda() -> str:
+    """Whether kernels run on CUDA here, or the first reason why not."""
+    built = _C.build_info()["cuda"]
+    if built.startswith("no"):
+        return built
+    if torch.version.cuda is None:
+        return f"no: torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "no: torch finds no CUDA device"
+    return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _print_checkpoint(directory: Path) -> None:
+    from aoq.checkpoint import read_json, stored_weights, weight_files
+
+    weights = stored_weights(weight_files(directory)).values()
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for weight in weights:
+        module = weight.name.removesuffix(".weight").rpartition(".")[2]
+        count = kinds.setdefault((module, weight.format), [0, 0, 0])
+        for i, value in enumerate((1, weight.numel, weight.nbytes)):
+            count[i] += value
+    config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
+    title = ", ".join(config.get("architectures") or [str(directory)])
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("module")
+    table.add_column("format")
+    for heading in ("count", "weights", "bits/weight", "MB"):
+        table.add_column(heading, justify="right")
+    total = [sum(column) for column in zip(*kinds.values(), strict=True)]
+    for (module, kind), (count, numel, nbytes) in sorted(kinds.items(), key=lambda item: -item[1][2]):
+        table.add_row(module, kind, *_figures(count, numel, nbytes))
+    table.add_section()
+    table.add_row("all", "", *_figures(*total))
+    console.print(table)
+
+
+def _figures(count: int, numel: int, nbytes: int) -> tuple[str, str, str, str]:
+    return str(count), f"{numel:,}", f"{8 * nbytes / max(numel, 1):.2f}", f"{nbytes / 1e6:.1f}"
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

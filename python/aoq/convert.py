@@ -1,0 +1,235 @@
+"""Quantize a checkpoint on disk, weight by weight: a safetensors directory or a GGUF file in, a directory out.
+
+Memory holds one output shard and one source weight. The output gets its name only when it is whole; the source
+is only read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from aoq.checkpoint import INDEX, WEIGHTS, open_safetensors, read_json, stored_weights, weight_files
+from aoq.config import AOBaseConfig
+from aoq.integrations.safetensors import flatten, save_file
+from aoq.integrations.transformers import AoqConfig, AoqQuantizer, empty_model, model_names
+from aoq.progress import track
+from aoq.quantize import QuantizedWeight, QuantizeReport, SkippedWeight
+
+# Anything else in a source directory is copied: tokenizer, generation settings, licence, custom code.
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
+
+
+class Source(Protocol):
+    """Where weights come from."""
+
+    config: PreTrainedConfig
+
+    def names(self, model: PreTrainedModel) -> dict[str, str | None]:
+        """Each weight's name, and the parameter of `model` that it alone makes, if there is one."""
+
+    def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+        """Each weight by its name, read when asked for."""
+
+    def save_extras(self, directory: Path) -> None:
+        """Writes config.json, the tokenizer and whatever else goes with the weights."""
+
+
+class SafetensorsDirectory:
+    """A directory as `save_pretrained` writes it. Raises OSError or ValueError, naming the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = weight_files(path)
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{path}: no config.json in it")
+        if read_json(path / "config.json").get("quantization_config"):
+            raise ValueError(f"{path}: is quantized already")
+        self.config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+
+    def names(self, model: PreTrainedModel) -> dict[str, str | None]:
+        return model_names(model, stored_weights(self.files))
+
+    def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+        for file in self.files:
+            with open_safetensors(file) as opened:
+                for name in opened.keys():
+                    yield name, opened.get_tensor(name)
+
+    def save_extras(self, directory: Path) -> None:
+        for file in self.path.iterdir():
+            if file.is_file() and not file.name.endswith(_WEIGHT_FILES):
+                shutil.copyfile(file, directory / file.name)
+
+
+def quantize_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    config: AOBaseConfig,
+    *,
+    modules_to_not_convert: list[str] | None = None,
+    include_embedding: bool = False,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 2 << 30,
+    overwrite: bool = False,
+) -> QuantizeReport:
+    """Writes `source`, quantized, to the directory `destination`, which `from_pretrained` loads.
+
+    Args:
+        source: a directory with config.json and safetensors files, or a GGUF file.
+        destination: must not exist, unless `overwrite`.
+        config, modules_to_not_convert, include_embedding: as in `AoqConfig`.
+        dtype: of floats before they are quantized, and of those that are not. By default as they are stored,
+            bf16 for GGUF.
+        max_shard_bytes: how large a file may get, unless a single weight is larger.
+
+    Returns:
+        What was quantized, and what was not and why, by the names in the source.
+
+    Raises:
+        OSError: a missing file, an existing destination, a full disk; the text names it.
+        ValueError: a damaged file, a weight that cannot be quantized; the text names it.
+
+        `destination` is then as it was before.
+    """
+    source, destination = Path(source), Path(destination)
+    _check_paths(source, destination, overwrite)
+    opened = _open(source)
+    if dtype is None and source.is_file():
+        dtype = torch.bfloat16
+    model = empty_model(opened.config)
+    quantizer = AoqQuantizer(AoqConfig(config, modules_to_not_convert, include_embedding), pre_quantized=False)
+    quantizer.preprocess_model(model)
+    names = opened.names(model)
+
+    report = QuantizeReport()
+    with new_directory(destination, overwrite) as directory:
+        opened.save_extras(directory)
+        written = read_json(directory / "config.json")
+        written["quantization_config"] = quantizer.quantization_config.to_dict()
+        if dtype is not None:
+            written["dtype"] = str(dtype).removeprefix("torch.")
+        (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        shards = _Shards(directory, max_shard_bytes)
+        for name, w in track(opened.weights(model), "Quantizing", total=len(names)):
+            if dtype is not None and w.is_floating_point():
+                w = w.to(dtype)
+            param = names[name]
+            chosen = quantizer.configs.get(param) if param else None
+            if chosen is None:
+                reason = quantizer.skipped.get(param, "") if param else "part of a parameter that transformers merges"
+                report.skipped.append(SkippedWeight(name, reason, wanted=False))
+                shards.add(name, w)
+                continue
+            try:
+                quantized = chosen.quantize(w).unpack()
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{source}: {name}: {error}") from error
+            report.quantized.append(QuantizedWeight((name,), chosen, w.numel(), w.nbytes, quantized.nbytes))
+            shards.add(name, quantized)
+        shards.close()
+    return report
+
+
+def _open(source: Path) -> Source:
+    if source.is_dir():
+        return SafetensorsDirectory(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file or directory")
+    try:
+        from aoq.integrations.gguf import GgufFile
+    except ImportError as error:
+        raise ImportError(f"{source}: reading GGUF needs the package gguf (pip install gguf): {error}") from error
+    return GgufFile(source)
+
+
+# ---- writing
+
+
+def _check_paths(source: Path, destination: Path, overwrite: bool) -> None:
+    if destination.exists():
+        if not overwrite:
+            raise FileExistsError(f"{destination}: exists already")
+        # Overwriting removes a directory: only one that looks like a checkpoint.
+        if not (destination / "config.json").is_file():
+            raise FileExistsError(f"{destination}: is not a checkpoint, so it is not overwritten")
+    read, written = source.resolve(), destination.resolve()
+    if read == written or read in written.parents or written in read.parents:
+        raise ValueError(f"{destination}: overlaps the source {source}")
+
+
+@contextmanager
+def new_directory(destination: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A directory to fill, which becomes `destination` at the end, on disk; after an error nothing is left of it."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        directory = scratch / destination.name
+        directory.mkdir()
+        yield directory
+        for path in (*directory.iterdir(), directory):
+            _sync(path)
+        if overwrite and destination.exists():
+            destination.rename(scratch / "replaced")
+        directory.rename(destination)
+        _sync(destination.parent)
+    except BaseException:
+        if not destination.exists() and (scratch / "replaced").exists():
+            (scratch / "replaced").rename(destination)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class _Shards:
+    """Writes weights to model-00001-of-0000n.safetensors and an index of them, or to one model.safetensors."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self.directory, self.max_bytes = directory, max_bytes
+        self.pending: dict[str, Tensor] = {}
+        self.pending_bytes = self.total_bytes = 0
+        self.files: list[tuple[Path, list[str]]] = []  # each file written, under a name to begin with
+
+    def add(self, name: str, w: Tensor) -> None:
+        if self.pending and self.pending_bytes + w.nbytes > self.max_bytes:
+            self._write()
+        self.pending[name] = w
+        self.pending_bytes += w.nbytes
+
+    def _write(self) -> None:
+        tensors, metadata = flatten(self.pending)
+        file = self.directory / f"{len(self.files)}.safetensors"
+        save_file(tensors, file, metadata)
+        self.files.append((file, list(tensors)))
+        self.total_bytes += self.pending_bytes
+        self.pending, self.pending_bytes = {}, 0
+
+    def close(self) -> None:
+        self._write()
+        if len(self.files) == 1:
+            self.files[0][0].rename(self.directory / WEIGHTS)
+            return
+        weight_map: dict[str, str] = {}
+        for i, (file, names) in enumerate(self.files, start=1):
+            renamed = file.rename(self.directory / f"model-{i:05d}-of-{len(self.files):05d}.safetensors")
+            weight_map |= dict.fromkeys(names, renamed.name)
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        (self.directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

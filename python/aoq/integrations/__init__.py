@@ -1,0 +1,1 @@
+"""aoq inside other libraries."""

@@ -1,0 +1,70 @@
+"""GGUF files as a source of weights: one dequantized tensor at a time, under transformers' names.
+
+Names, config and tokenizer come from transformers' own GGUF support, the block formats from the `gguf` package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from gguf import GGUFReader, dequantize
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+
+class GgufFile:
+    """A GGUF file, opened. Raises ValueError when it is damaged or transformers does not know its architecture."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.reader = GGUFReader(path)
+            self.config: PreTrainedConfig = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        except Exception as error:  # what a damaged file runs into first is anyone's guess
+            raise ValueError(f"{path}: damaged, or not a GGUF file that transformers reads: {error}") from error
+        if not self.config.architectures:
+            with torch.device("meta"):
+                self.config.architectures = [type(AutoModelForCausalLM.from_config(self.config)).__name__]
+
+    def names(self, model: PreTrainedModel) -> dict[str, str | None]:
+        """Each weight of `model` that the format has a name for, and itself."""
+        return {name: name for name in self._mapping(model)[1].values()}
+
+    def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+        """Each weight of `model` in the file, in fp32, read when asked for."""
+        processor, names = self._mapping(model)
+        # The processor collects here what the file has in several tensors: whole once all were read.
+        collected: dict[str, dict[str, Tensor]] = {"tensors": {}}
+        for stored in self.reader.tensors:
+            processed = processor.process(
+                weights=dequantize(stored.data, stored.tensor_type),
+                name=stored.name,
+                tensor_key_mapping=names,
+                parsed_parameters=collected,
+            )
+            if processed.name in names:
+                yield names[processed.name], torch.from_numpy(processed.weights.copy())
+        yield from collected["tensors"].items()
+
+    def save_extras(self, directory: Path) -> None:
+        """Writes config.json, generation_config.json and the tokenizer, if the file has one."""
+        self.config.save_pretrained(directory)
+        GenerationConfig.from_model_config(self.config).save_pretrained(directory)
+        if "tokenizer.ggml.model" in self.reader.fields:
+            AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name).save_pretrained(directory)
+
+    def _mapping(self, model: PreTrainedModel) -> tuple[TensorProcessor, dict[str, str]]:
+        """What adapts this architecture's tensors, and the model's name for each of them."""
+        architecture = bytes(self.reader.fields["general.architecture"].parts[-1]).decode()
+        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=self.config.to_dict())
+        return processor, get_gguf_hf_weights_map(model, processor)

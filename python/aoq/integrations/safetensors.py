@@ -1,0 +1,166 @@
+"""State dicts with quantized tensors as safetensors, which hold plain tensors and string metadata.
+
+A quantized `model.layers.0.mlp.up_proj.weight` is stored in the plain layout as tensors
+`model.layers.0.mlp.up_proj._weight_qdata`, `..._weight_scale`, ... and, under its own name in the metadata, as
+JSON `{"_type": "Int4Tensor", "_data": {attributes, shape, dtype}, "_tensor_data_names": ["qdata", "scale"]}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors_torch
+from torch import Tensor
+
+from aoq.config import decode, encode
+from aoq.tensors.base import QuantizedTensor
+
+
+def part_name(fqn: str, part: str) -> str:
+    """What the part `part` of the quantized tensor `fqn` is stored as."""
+    module, dot, param = fqn.rpartition(".")
+    return f"{module}{dot}_{param}_{part}"
+
+
+def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The plain tensors and the metadata that stand for `state_dict`. What is tied in it stays tied."""
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    plain: dict[Any, QuantizedTensor] = {}
+    for fqn, tensor in state_dict.items():
+        if not isinstance(tensor, QuantizedTensor):
+            tensors[fqn] = tensor
+            continue
+        if tensor.transposed:
+            raise ValueError(f"{fqn}: expected a weight, got the transpose of one")
+        parts = [part for part in tensor.parts() if part is not None]
+        same = fqn if tensor.device.type == "meta" else (tensor.weight_shape, *(part.data_ptr() for part in parts))
+        if same not in plain:
+            plain[same] = tensor.unpack()
+        w = plain[same]
+        names = [name for name in w.tensors if getattr(w, name) is not None]
+        tensors |= {part_name(fqn, name): getattr(w, name) for name in names}
+        data = {name: getattr(w, name) for name in w.attrs} | {"shape": w.weight_shape, "dtype": w.dtype}
+        description = {"_type": type(w).__name__, "_data": encode(data, fqn), "_tensor_data_names": names}
+        metadata[fqn] = json.dumps(description)
+    return tensors, metadata
+
+
+def unflatten(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, pack: bool = True) -> dict[str, Tensor]:
+    """The state dict that `flatten` took apart.
+
+    Args:
+        pack: whether quantized tensors come in their device's layout; plain ones can be sliced anywhere.
+
+    Raises:
+        ValueError: a part or its description is missing or does not fit; the text names the tensor.
+    """
+    return _assemble(tensors.keys(), tensors.__getitem__, metadata, pack)
+
+
+def unflatten_one(fqn: str, description: str, tensors: Mapping[str, Tensor], *, pack: bool = True) -> QuantizedTensor:
+    """The quantized tensor `fqn` from its metadata and a dict with its parts; raises as `unflatten`."""
+    return _assemble_one(fqn, _parse(fqn, description), tensors.keys(), tensors.__getitem__, pack)
+
+
+def save_file(state_dict: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes `state_dict` as safetensors; the file is complete or not there at all.
+
+    Tied tensors are written once for each of their names. Raises OSError naming the file if it cannot be written.
+    """
+    path = Path(path)
+    tensors, descriptions = flatten(state_dict)
+    stored: set[int] = set()
+    for name, tensor in tensors.items():
+        pointer = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if pointer in stored else tensor.contiguous()
+        stored.add(pointer)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        safetensors_torch.save_file(tensors, partial, {"format": "pt", **(metadata or {}), **descriptions})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_file(path: str | Path, device: torch.device | str = "cpu", *, pack: bool = True) -> dict[str, Tensor]:
+    """Reads a state dict that `save_file` wrote, one weight at a time.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one that is truncated or does not fit its metadata; the
+            text names the file and the tensor.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return _assemble(file.keys(), file.get_tensor, file.metadata() or {}, pack)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def is_quantized(description: str) -> bool:
+    """Whether a metadata value describes a quantized tensor."""
+    return '"_tensor_data_names"' in description
+
+
+def _assemble(
+    names: Iterable[str], get: Callable[[str], Tensor], metadata: Mapping[str, str], pack: bool
+) -> dict[str, Tensor]:
+    left = dict.fromkeys(names)
+    state_dict: dict[str, Tensor] = {}
+    for fqn, description in metadata.items():
+        if is_quantized(description):
+            parsed = _parse(fqn, description)
+            state_dict[fqn] = _assemble_one(fqn, parsed, left.keys(), get, pack)
+            for part in parsed["_tensor_data_names"]:
+                del left[part_name(fqn, part)]
+    for name in left:
+        if name.endswith("_qdata"):
+            raise ValueError(f"{name}: no metadata describes this part of a quantized tensor")
+        state_dict[name] = get(name)
+    return state_dict
+
+
+def _parse(fqn: str, description: str) -> dict[str, Any]:
+    """The description with its `_type` looked up and its `_data` decoded."""
+    try:
+        parsed = json.loads(description)
+        name, data, parts = (parsed[key] for key in ("_type", "_data", "_tensor_data_names"))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{fqn}: expected _type, _data and _tensor_data_names, got {description}") from None
+    kind = QuantizedTensor.formats.get(name)
+    if kind is None:
+        raise ValueError(f"{fqn}: unknown _type {name!r}; known: {', '.join(sorted(QuantizedTensor.formats))}")
+    expected = {*kind.attrs, "shape", "dtype"}
+    if not isinstance(data, dict) or data.keys() != expected:
+        raise ValueError(f"{fqn}: expected _data with {sorted(expected)}, got {data!r}")
+    if not isinstance(parts, list) or not all(part in kind.tensors for part in parts):
+        raise ValueError(f"{fqn}: expected _tensor_data_names among {kind.tensors}, got {parts!r}")
+    return {"_type": kind, "_data": decode(data, fqn), "_tensor_data_names": parts}
+
+
+def _assemble_one(
+    fqn: str, parsed: dict[str, Any], names: Container[str], get: Callable[[str], Tensor], pack: bool
+) -> QuantizedTensor:
+    kind, data = parsed["_type"], parsed["_data"]
+    parts: dict[str, Tensor] = {}
+    for part in parsed["_tensor_data_names"]:
+        name = part_name(fqn, part)
+        if name not in names:
+            raise ValueError(f"{fqn}: its part {name} is missing")
+        parts[part] = get(name)
+    attrs = [data[name] for name in kind.attrs]
+    try:
+        w: QuantizedTensor = kind(*map(parts.get, kind.tensors), *attrs, shape=data["shape"], dtype=data["dtype"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{fqn}: {error}") from error
+    return w.pack() if pack else w

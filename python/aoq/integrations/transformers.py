@@ -1,0 +1,294 @@
+"""transformers: quantize while loading, save as safetensors, reload. `import aoq` is all it needs.
+
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=AoqConfig(Int4WeightOnlyConfig()))
+    model.save_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+
+Loading takes one weight at a time from the files and keeps only its quantized form. The output layer and tied
+embeddings stay as they are unless asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
+from aoq.config import AOBaseConfig, FqnToConfig, config_from_dict, config_to_dict
+from aoq.integrations.safetensors import flatten, unflatten_one
+from aoq.quantize import _check_rules, _plan, dequantize_
+from aoq.tensors.base import QuantizedTensor
+
+logger = logging.getLogger("aoq")
+
+
+@register_quantization_config("aoq")
+class AoqConfig(QuantizationConfigMixin):
+    """How transformers quantizes a model with aoq.
+
+    Args:
+        quant_type: a config such as `Int4WeightOnlyConfig()`, its dict, or {"default": its dict}.
+        modules_to_not_convert: modules to leave as they are: `s` stands for every module whose dotted name
+            has `s` in it. None leaves the output layer and tied weights. What a `FqnToConfig` names is quantized
+            all the same.
+        include_embedding: quantize the embedding and the output layer too.
+
+    Raises ValueError or TypeError for a `quant_type` that is not a config.
+    """
+
+    def __init__(
+        self,
+        quant_type: AOBaseConfig | Mapping[str, Any],
+        modules_to_not_convert: list[str] | None = None,
+        include_embedding: bool = False,
+        **ignored: Any,
+    ) -> None:
+        if isinstance(quant_type, Mapping):
+            quant_type = config_from_dict(dict(quant_type.get("default", quant_type)))
+        if not isinstance(quant_type, AOBaseConfig):
+            raise TypeError(f"quant_type: expected a config such as Int4WeightOnlyConfig(), got {quant_type!r}")
+        ignored.pop("quant_method", None)
+        if ignored:
+            logger.warning("AoqConfig: no effect here: %s", ", ".join(sorted(ignored)))
+        self.quant_method = "aoq"
+        self.quant_type = quant_type
+        self.modules_to_not_convert = modules_to_not_convert
+        self.include_embedding = include_embedding
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of config.json's `quantization_config`."""
+        return {
+            "quant_method": self.quant_method,
+            "quant_type": {"default": config_to_dict(self.quant_type)},
+            "modules_to_not_convert": self.modules_to_not_convert,
+            "include_embedding": self.include_embedding,
+        }
+
+
+@register_quantizer("aoq")
+class AoqQuantizer(HfQuantizer):
+    """Quantizes, or reads, each weight as transformers loads it."""
+
+    quantization_config: AoqConfig
+
+    def __init__(self, quantization_config: AoqConfig, **kwargs: Any) -> None:
+        # A copy: what is left as it is depends on the model, and the config may serve for another one.
+        super().__init__(copy.copy(quantization_config), **kwargs)
+        self.configs: dict[str, AOBaseConfig] = {}  # parameter -> how to quantize it
+        self.skipped: dict[str, str] = {}  # parameter -> why it stays as it is
+        self.stored: dict[str, StoredWeight] = {}  # parameter -> what the checkpoint has of it
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        if self.pre_quantized:
+            weights = stored_weights(Path(file) for file in checkpoint_files or ())
+            self.stored = {name: weight for name, weight in weights.items() if weight.description}
+        else:
+            self._choose(model)
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        return param_name in self.configs
+
+    # ---- quantizing while loading
+
+    def _choose(self, model: PreTrainedModel) -> None:
+        """Decides about every parameter of `model`, which is still empty."""
+        config = self.quantization_config
+        if config.modules_to_not_convert is None:
+            config.modules_to_not_convert = self._default_skips(model)
+
+        def skips(fqn: str) -> bool:
+            return any(f".{skip}." in f".{fqn}." for skip in config.modules_to_not_convert or ())
+
+        def selects(module: nn.Module, fqn: str) -> bool:
+            kinds = (nn.Linear, nn.Embedding) if config.include_embedding else nn.Linear
+            return isinstance(module, kinds) and not skips(fqn)
+
+        if isinstance(config.quant_type, FqnToConfig):
+            _check_rules(model, config.quant_type)
+        steps, skipped = _plan(model, config.quant_type, selects)
+        for step in steps:
+            for owner in step.owners:
+                if owner.named or not skips(owner.module_fqn):
+                    self.configs[owner.fqn] = step.config
+        for weight in skipped:
+            left_out = skips(weight.fqn.rpartition(".")[0])
+            self.skipped[weight.fqn] = "in modules_to_not_convert" if left_out else weight.reason
+
+    def _default_skips(self, model: PreTrainedModel) -> list[str]:
+        if self.quantization_config.include_embedding:
+            return []
+        modules = dict(model.named_modules())
+        kept = self.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        # transformers lists the last norm too: what is never quantized need not be named.
+        return sorted(name for name in kept if isinstance(modules.get(name), nn.Linear | nn.Embedding))
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _Quantize(self)
+
+    # ---- reading quantized weights
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+        names = model_names(model, self.stored, weight_conversions)
+        self.stored = {names[stored] or stored: weight for stored, weight in self.stored.items()}
+        return [*weight_conversions, *self.get_weight_conversions()]
+
+    def get_weight_conversions(self) -> list[WeightConverter]:
+        patterns: dict[str, set[str]] = {}
+        for fqn, weight in self.stored.items():
+            patterns.setdefault(fqn.rpartition(".")[2], set()).update(rf"\.{part.rpartition('.')[2]}" for part in weight.parts)
+        return [WeightConverter(sorted(parts), f".{param}", [_Read(self)]) for param, parts in patterns.items()]
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        # Saving undoes the conversions of loading; `get_state_dict_and_metadata` has undone ours by then.
+        model._weight_conversions = [
+            conversion
+            for conversion in model._weight_conversions
+            if not any(isinstance(op, _Read) for op in getattr(conversion, "operations", ()))
+        ]
+        return model
+
+    # ---- saving
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+        state_dict = model.state_dict(keep_vars=True)
+        for name, target in model.all_tied_weights_keys.items():
+            # transformers drops tied plain tensors by itself, but would not know the parts of these by name.
+            if isinstance(state_dict.get(name), QuantizedTensor) and state_dict[name] is state_dict.get(target):
+                del state_dict[name]
+        return flatten({name: tensor.detach() for name, tensor in state_dict.items()})
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        dequantize_(model)
+        return model.to(dtype)
+
+    # ---- what else transformers asks
+
+    def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
+        """Bytes a weight, for placing a model on several devices."""
+        if param_name in self.stored:
+            return self.stored[param_name].nbytes / param.numel()
+        config = self.configs.get(param_name)
+        if config is None:
+            return param.element_size()
+        return config.quantize(torch.empty_like(param, device="meta")).bits_per_weight / 8
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True  # adapters: gradients pass through quantized weights
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+class _Quantize(ConversionOps):
+    """The last step of loading a weight: its quantized form in its place."""
+
+    def __init__(self, quantizer: AoqQuantizer) -> None:
+        self.quantizer = quantizer
+
+    @torch.no_grad()
+    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for name, values in input_dict.items():
+            w = values[0] if isinstance(values, list) else values
+            config = self.quantizer.configs.get(name)
+            try:
+                out[name] = w if config is None else nn.Parameter(config.quantize(w), requires_grad=False)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {error}") from error
+        return out
+
+
+class _Read(ConversionOps):
+    """Puts a quantized weight together from its parts, in the layout of its device."""
+
+    def __init__(self, quantizer: AoqQuantizer) -> None:
+        self.hf_quantizer = quantizer  # by this name, transformers keeps the parts in the dtypes they have
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Read:
+        return self  # transformers copies conversions for each tensor: time quadratic in the model's size
+
+    def convert(
+        self, input_dict: dict[str, list[Tensor]], full_layer_name: str, model: PreTrainedModel, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        weight = self.hf_quantizer.stored[full_layer_name]
+        owner = weight.name.rpartition(".")[0]
+        parts = {owner + pattern.removeprefix("\\"): values[0] for pattern, values in input_dict.items()}
+        w = unflatten_one(weight.name, weight.description, parts)
+        dtype = model.get_parameter(full_layer_name).dtype
+        return {full_layer_name: nn.Parameter(w if w.dtype == dtype else w.to(dtype), requires_grad=False)}
+
+
+def model_names(
+    model: PreTrainedModel, stored: Iterable[str], conversions: list[Any] | None = None
+) -> dict[str, str | None]:
+    """The parameter of `model` that each name in a checkpoint stands for.
+
+    None where transformers makes a parameter of several stored tensors, or has none for it.
+    """
+    if conversions is None:
+        conversions = get_model_conversion_mapping(model)
+    conversions = copy.deepcopy(conversions)  # matching leaves marks on them
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    params = model.state_dict()
+    names: dict[str, str | None] = {}
+    for name in stored:
+        renamed, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, params)
+        if converter is None and renamed in params:
+            names[name] = renamed
+        else:
+            names[name] = name if name in params else None
+    return names
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model that `config` describes, without memory for its weights.
+
+    Raises ValueError when transformers has no such model.
+    """
+    with torch.device("meta"):
+        if not config.architectures:
+            return AutoModelForCausalLM.from_config(config)
+        model_class = getattr(transformers, config.architectures[0], None)
+        if model_class is None:
+            raise ValueError(f"transformers {transformers.__version__} has no {config.architectures[0]}")
+        return model_class._from_config(config)
+
+
+def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The causal language model in `directory`, quantized or not, and its tokenizer.
+
+    Raises OSError or ValueError, naming the file or the weight, unless all of it is there.
+    """
+    stored_weights(weight_files(directory))
+    read_json(directory / "config.json")
+    model, loaded = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    if loaded["missing_keys"]:
+        raise ValueError(f"{directory}: lacks the weight {min(loaded['missing_keys'])}")
+    return model, AutoTokenizer.from_pretrained(directory)

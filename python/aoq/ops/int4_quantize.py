@@ -1,0 +1,144 @@
+"""int4_quantize: float weights to int4 codes with a scale and a zero point per group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from aoq.ops.errors import raises_typed
+
+QMAX = 15
+_HQQ_ITERATIONS = 20
+_HQQ_P = 0.7
+_HQQ_BETA = 10.0
+_HQQ_KAPPA = 1.01
+
+
+@raises_typed
+def int4_quantize(
+    w: Tensor, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantizes `w` to int4 codes along its rows: `w ~= (code - zero_point) * scale`.
+
+    Args:
+        w: [n, k] bf16, fp16 or fp32, finite.
+        group_size: how many neighbours along k share a scale; a multiple of 8, or anything >= k for one
+            group a row. The last group may be shorter.
+        mapping: "symmetric" (scale = absmax / 7.5, zero point 8), "asymmetric" (scale = (max - min) / 15
+            over a range that includes 0, fractional zero point) or "hqq" (asymmetric, with the zero point
+            optimized for a heavy-tailed error).
+        scale_dtype: dtype of `scale` and `zero_point`; by default that of `w`. Codes are chosen with the
+            rounded values, so a narrow dtype costs little.
+
+    Returns:
+        qdata: uint8 [n, ceil(k / 2)], codes 0..15, even k in the low nibble.
+        scale: [n, ceil(k / group_size)].
+        zero_point: like `scale`, or [n, 0] when symmetric.
+
+    Raises:
+        ValueError: `w` is not 2-D or holds NaN or Inf, a bad `group_size` or `mapping`.
+        TypeError: `w` or `scale_dtype` is not one of the three dtypes.
+
+    Source: HQQ is Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023.
+    """
+    qdata, scale, zero_point = torch.ops.aoq.int4_quantize.default(w, group_size, mapping, scale_dtype)
+    return qdata, scale, zero_point
+
+
+@torch.library.register_fake("aoq::int4_quantize")  # type: ignore[untyped-decorator]
+def _(
+    w: Tensor, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, k = w.shape
+    groups = -(-k // group_size)
+    scale = w.new_empty((n, groups), dtype=scale_dtype or w.dtype)
+    zero_point = scale.new_empty((n, 0 if mapping == "symmetric" else groups))
+    return w.new_empty((n, (k + 1) // 2), dtype=torch.uint8), scale, zero_point
+
+
+def int4_quantize_reference(
+    w: Tensor, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference for `int4_quantize`, in fp32 PyTorch: the same arguments and results."""
+    n, k = w.shape
+    dtype = scale_dtype or w.dtype
+    group_size = min(group_size, max(k, 1))
+    padding = -k % group_size
+    # Zeros after a short last group do not change its range, which includes 0.
+    groups = pad(w.float(), (0, padding)).view(n, -1, group_size)
+
+    low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+    if mapping == "symmetric":
+        high = torch.maximum(-low, high)
+        low = -high
+    scale = (high / QMAX - low / QMAX).to(dtype).float()  # halves first: high - low may overflow
+    scale = torch.where(scale == 0, 1.0, scale)  # all zeros, or too small for the stored dtype
+    zero_point = torch.full_like(scale, 8) if mapping == "symmetric" else (-low / scale).to(dtype).float()
+    if mapping == "hqq":
+        real = pad(torch.ones_like(groups[:1, 0, :1]).expand(1, k), (0, padding)).view(-1, group_size)
+        zero_point = _hqq_zero_point(groups, real, scale, zero_point).to(dtype).float()
+    q = _codes(groups, scale, zero_point)
+    q = q.view(n, -1)[:, :k].to(torch.uint8)
+    q = pad(q, (0, k % 2))
+    qdata = q[:, 0::2] | q[:, 1::2] << 4
+    zero_point = zero_point[:, :0] if mapping == "symmetric" else zero_point
+    return qdata, scale.flatten(1).to(dtype), zero_point.flatten(1).to(dtype)
+
+
+def _codes(groups: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return (groups / scale + zero_point).round().clamp(0, QMAX)
+
+
+def _hqq_zero_point(groups: Tensor, real: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The zero point of each group with the least mean absolute error that HQQ's iteration meets.
+
+    groups [n, G, group_size] fp32, real [G, group_size] 1 where groups is not padding, scale and
+    zero_point [n, G, 1] fp32. A group stops at its first iteration that does not lower its error.
+    """
+    count = real.sum(-1, keepdim=True)
+    best, best_error = zero_point, torch.full_like(zero_point, torch.inf)
+    active = torch.ones_like(zero_point, dtype=torch.bool)
+    beta = _HQQ_BETA
+    for _ in range(_HQQ_ITERATIONS):
+        q = _codes(groups, scale, zero_point)
+        error = groups - (q - zero_point) * scale
+        mean_error = (error.abs() * real).sum(-1, keepdim=True) / count
+        active = active & (mean_error < best_error)
+        if not active.any():
+            break
+        best, best_error = torch.where(active, zero_point, best), torch.where(active, mean_error, best_error)
+        # Proximal step for |error|^p: what is left of the error after shrinking counts as an outlier.
+        magnitude = error.abs().clamp(min=1e-12)
+        outlier = error.sign() * (magnitude - magnitude.pow(_HQQ_P - 1) / beta).relu()
+        zero_point = ((q - (groups - outlier) / scale) * real).sum(-1, keepdim=True) / count
+        beta *= _HQQ_KAPPA
+    return best
+
+
+def int4_dequantize(
+    qdata: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, k: int, dtype: torch.dtype
+) -> Tensor:
+    """Plain int4 as floats: `(code - zero_point) * scale`, computed in fp32 (in fp64 for `dtype` fp64).
+
+    Args:
+        qdata: uint8 [..., ceil(k / 2)], low nibble = even k.
+        scale: [..., ceil(k / group_size)].
+        zero_point: like `scale`; None or an empty last dimension means 8.
+        dtype: of the result.
+
+    Returns:
+        [..., k] in `dtype`.
+    """
+    codes = torch.stack((qdata & 0xF, qdata >> 4), dim=-1).flatten(-2)[..., :k]
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    if zero_point is None or zero_point.shape[-1] == 0:
+        centered = codes.to(compute) - 8
+    else:
+        centered = codes - _spread(zero_point.to(compute), group_size, k)
+    return (centered * _spread(scale.to(compute), group_size, k)).to(dtype)
+
+
+def _spread(per_group: Tensor, group_size: int, k: int) -> Tensor:
+    """[..., G] -> [..., k]: each group's value at each of its elements."""
+    return per_group.repeat_interleave(min(group_size, max(k, 1)), dim=-1)[..., :k]

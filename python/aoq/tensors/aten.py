@@ -1,0 +1,249 @@
+"""What torch functions and aten ops do on a QuantizedTensor of any format."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aoq.tensors.base import ACTIVATION_DTYPES, QuantizedTensor
+
+aten = torch.ops.aten
+
+
+@QuantizedTensor.implements(F.linear, aten.linear.default)
+def _linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    if not isinstance(w, QuantizedTensor) or isinstance(x, QuantizedTensor):
+        raise TypeError("linear: x: expected a plain tensor, got a quantized one; use its .dequantize()")
+    return w.linear(x, bias)
+
+
+@QuantizedTensor.implements(F.embedding)
+def _embedding(ids: Tensor, w: QuantizedTensor, padding_idx: Any = None, max_norm: Any = None, **_: Any) -> Tensor:
+    if max_norm is not None:
+        raise ValueError("embedding: max_norm: expected None for a quantized weight, which it would change")
+    return w.rows(ids)
+
+
+@QuantizedTensor.implements(aten.embedding.default)
+def _embedding_op(w: QuantizedTensor, ids: Tensor, *_: Any) -> Tensor:
+    return w.rows(ids)
+
+
+@QuantizedTensor.implements(aten.mm.default)
+def _mm(x: Tensor, w: QuantizedTensor) -> Tensor:
+    return _linear(x, w.t())
+
+
+@QuantizedTensor.implements(aten.addmm.default)
+def _addmm(bias: Tensor, x: Tensor, w: QuantizedTensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    if (beta, alpha) != (1, 1):
+        raise ValueError(f"addmm: beta, alpha: expected 1, got {beta}, {alpha}")
+    return _linear(x, w.t(), bias)
+
+
+@QuantizedTensor.implements(aten.bmm.default)
+def _bmm(x: Tensor, w: QuantizedTensor) -> Tensor:
+    return torch.stack([_linear(*pair) for pair in zip(x, w.transpose(1, 2), strict=True)])
+
+
+@QuantizedTensor.implements(aten._grouped_mm.default)
+def _grouped_mm(x: Tensor, w: QuantizedTensor, offs: Tensor | None = None, *rest: Any, **kwargs: Any) -> Tensor:
+    """Experts [e, k, n], each for its run of rows of x [m, k]; `offs` are the ends of the runs."""
+    if offs is None or x.dim() != 2 or torch.compiler.is_compiling():  # traces cannot depend on offs
+        grouped: Tensor = aten._grouped_mm.default(x, w.dequantize(), offs, *rest, **kwargs)
+        return grouped
+    ends = offs.tolist()
+    runs = zip([0, *ends], ends, w.transpose(1, 2), strict=False)
+    out = torch.cat([_linear(x[start:end], expert) for start, end, expert in runs])
+    return torch.cat((out, out.new_zeros(len(x) - len(out), out.shape[1])))
+
+
+@QuantizedTensor.implements(aten.detach.default, aten.alias.default)
+def _alias(w: QuantizedTensor) -> QuantizedTensor:
+    return w.map(Tensor.detach)
+
+
+@QuantizedTensor.implements(aten.clone.default)
+def _clone(w: QuantizedTensor, *, memory_format: Any = None) -> QuantizedTensor:
+    return w.map(lambda part: part.clone(memory_format=torch.contiguous_format))
+
+
+@QuantizedTensor.implements(aten._to_copy.default)
+def _to_copy(
+    w: QuantizedTensor,
+    *,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    non_blocking: bool = False,
+    **_: Any,
+) -> QuantizedTensor:
+    """Codes and scales keep their dtypes: only what `dequantize` returns changes."""
+    dtype = dtype or w.dtype
+    if dtype not in ACTIVATION_DTYPES:
+        raise TypeError(f"{type(w).__name__}: dtype: expected bfloat16, float16 or float32, got {dtype}")
+    if device is None or torch.device(device) == w.device:
+        return w.map(torch.clone, dtype=dtype)
+    moved = w.unpack().map(lambda part: part.to(device, non_blocking=non_blocking), dtype=dtype)
+    return moved.pack() if w.packed else moved
+
+
+@QuantizedTensor.implements(aten.copy_.default)
+def _copy_(dst: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    if not isinstance(dst, QuantizedTensor):
+        return dst.copy_(src.dequantize(), non_blocking)
+    if not isinstance(src, QuantizedTensor) or type(src) is not type(dst):
+        raise TypeError(f"copy_: src: expected {type(dst).__name__}, got {type(src).__name__}; quantize it first")
+    if (src.weight_shape, src.transposed) != (dst.weight_shape, dst.transposed):
+        raise ValueError(f"copy_: src: expected shape {tuple(dst.shape)}, got {tuple(src.shape)}")
+    if not dst.is_view:
+        raise ValueError(f"copy_: dst: expected bounds that are multiples of a group, got a regrouped copy: {dst}")
+    moved = src if src.device == dst.device else _to_copy(src, device=dst.device)
+    parts = moved.matching(dst).parts()
+    for name, to, part in zip(dst.tensors, dst.parts(), parts, strict=True):
+        if to is None and part is None:
+            continue
+        if to is None or part is None or to.shape != part.shape:
+            got = [None if t is None else tuple(t.shape) for t in (to, part)]
+            raise ValueError(f"copy_: src: {name}: expected shape {got[0]}, got {got[1]} (quantized differently)")
+        if torch.promote_types(to.dtype, part.dtype) != to.dtype:
+            raise TypeError(f"copy_: src: {name} is {part.dtype}, which {to.dtype} cannot hold")
+        to.copy_(part, non_blocking)
+    return dst
+
+
+@QuantizedTensor.implements(aten.empty_like.default)
+def _empty_like(
+    w: QuantizedTensor, *, dtype: torch.dtype | None = None, device: Any = None, **_: Any
+) -> QuantizedTensor:
+    if device is not None and torch.device(device) != w.device:
+        w = w.unpack()
+    return w.map(lambda part: torch.empty_like(part, device=device), dtype=dtype or w.dtype)
+
+
+@QuantizedTensor.implements(aten.new_zeros.default)
+def _new_zeros(
+    w: QuantizedTensor, size: Sequence[int], *, dtype: torch.dtype | None = None, device: Any = None, **_: Any
+) -> QuantizedTensor:
+    """Codes and scales 0, so values 0. Only the leading dimensions may differ from the tensor's own."""
+    w = w.unpack()
+    if w.transposed or tuple(size)[-1:] != w.weight_shape[-1:]:
+        raise ValueError(f"new_zeros: size: expected [..., {w.weight_shape[-1]}], got {tuple(size)}")
+    return w.map(
+        lambda part: part.new_zeros((*size[:-1], part.shape[-1]), device=device), shape=size, dtype=dtype or w.dtype
+    )
+
+
+@QuantizedTensor.implements(aten._pin_memory.default)
+def _pin_memory(w: QuantizedTensor, device: Any = None) -> QuantizedTensor:
+    return w.pin_memory()
+
+
+@QuantizedTensor.implements(aten.is_pinned.default)
+def _is_pinned(w: QuantizedTensor, device: Any = None) -> bool:
+    return w.is_pinned()
+
+
+@QuantizedTensor.implements(aten.view.default, aten._unsafe_view.default)
+def _view(w: QuantizedTensor, size: Sequence[int]) -> QuantizedTensor:
+    size = torch.empty(w.shape, device="meta").view(size).shape  # resolves -1
+    if size == w.shape:
+        return _alias(w)
+    if w.packed or w.transposed or size[-1:] != w.shape[-1:]:
+        raise ValueError(f"view: size: expected a plain tensor and [..., {w.shape[-1]}], got {tuple(size)} of {w}")
+    return w.map(lambda part: part.view(*size[:-1], part.shape[-1]), shape=size)
+
+
+@QuantizedTensor.implements(aten.expand.default)
+def _expand(w: QuantizedTensor, size: Sequence[int], *, implicit: bool = False) -> QuantizedTensor:
+    if torch.empty(w.shape, device="meta").expand(*size).shape != w.shape:
+        raise ValueError(f"expand: size: expected the tensor's own, {tuple(w.shape)}, got {tuple(size)}")
+    return _alias(w)
+
+
+@QuantizedTensor.implements(aten.as_strided.default)
+def _as_strided(
+    w: QuantizedTensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> QuantizedTensor:
+    if (tuple(size), tuple(stride), storage_offset or 0) != (tuple(w.shape), w.stride(), 0):
+        raise ValueError(f"as_strided: expected the tensor's own size and stride, got {tuple(size)}, {tuple(stride)}")
+    return _alias(w)
+
+
+@QuantizedTensor.implements(aten.t.default)
+def _t(w: QuantizedTensor) -> QuantizedTensor:
+    return w.map(Tensor.detach, transposed=not w.transposed)
+
+
+@QuantizedTensor.implements(aten.transpose.int)
+def _transpose(w: QuantizedTensor, dim0: int, dim1: int) -> QuantizedTensor:
+    dims = list(range(w.dim()))
+    dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+    return _permute(w, dims)
+
+
+@QuantizedTensor.implements(aten.permute.default)
+def _permute(w: QuantizedTensor, dims: Sequence[int]) -> QuantizedTensor:
+    dims, last = [dim % w.dim() for dim in dims], w.dim() - 1
+    if dims == [*range(w.dim())]:
+        return _alias(w)
+    if dims == [*range(last - 1), last, last - 1]:
+        return _t(w)
+    raise ValueError(f"permute: dims: expected the last two of {w.dim()} dimensions swapped, got {dims}")
+
+
+@QuantizedTensor.implements(aten.slice.Tensor)
+def _slice(
+    w: QuantizedTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> QuantizedTensor:
+    if step != 1:
+        raise ValueError(f"slice: step: expected 1, got {step}")
+    start, end, _ = slice(start, end).indices(w.shape[dim])
+    return narrow(w, dim, start, max(end - start, 0))
+
+
+@QuantizedTensor.implements(aten.split.Tensor)
+def _split(w: QuantizedTensor, split_size: int, dim: int = 0) -> list[QuantizedTensor]:
+    size = w.shape[dim]
+    return [narrow(w, dim, start, min(split_size, size - start)) for start in range(0, size, split_size)]
+
+
+@QuantizedTensor.implements(aten.split_with_sizes.default)
+def _split_with_sizes(w: QuantizedTensor, split_sizes: Sequence[int], dim: int = 0) -> list[QuantizedTensor]:
+    if sum(split_sizes) != w.shape[dim]:
+        raise ValueError(f"split: split_sizes: expected a sum of {w.shape[dim]}, got {list(split_sizes)}")
+    starts = itertools.accumulate(split_sizes, initial=0)
+    return [narrow(w, dim, start, size) for start, size in zip(starts, split_sizes, strict=False)]
+
+
+@QuantizedTensor.implements(aten.select.int)
+def _select(w: QuantizedTensor, dim: int, index: int) -> QuantizedTensor:
+    dim, size = dim % w.dim(), w.shape[dim]
+    if not -size <= index < size:
+        raise IndexError(f"select: index: expected one of {size}, got {index}")
+    if dim >= w.dim() - 2 and (w.packed or w.transposed or dim == w.dim() - 1):
+        raise ValueError(f"select: dim: expected one before k, of a plain tensor, got {dim} of {w}")
+    shape = w.weight_shape[:dim] + w.weight_shape[dim + 1 :]
+    return w.map(lambda part: part.select(dim, index), shape=shape)
+
+
+@QuantizedTensor.implements(aten.unbind.int)
+def _unbind(w: QuantizedTensor, dim: int = 0) -> list[QuantizedTensor]:
+    return [_select(w, dim, index) for index in range(w.shape[dim])]
+
+
+def narrow(w: QuantizedTensor, dim: int, start: int, length: int) -> QuantizedTensor:
+    """The `length` indices of `dim` from `start`: a view, but for scales that had to be repeated."""
+    dim, size = dim % w.dim(), w.dim()
+    if w.transposed:
+        dim = {size - 1: size - 2, size - 2: size - 1}.get(dim, dim)
+    if (start, length) == (0, w.weight_shape[dim]):
+        return _alias(w)
+    if dim < size - 2:  # before n and k: a dimension of every part
+        shape = (*w.weight_shape[:dim], length, *w.weight_shape[dim + 1 :])
+        return w.map(lambda part: part.narrow(dim, start, length), shape=shape)
+    return w.narrow_weight(dim, start, length)

@@ -1,0 +1,252 @@
+"""QuantizedTensor: a weight stored as packed integers and their scales, that passes for a float tensor.
+
+A format declares its stored parts in `tensors` and `attrs` and defines `linear`, `rows`, `dequantize` and
+`narrow_weight`; moving, copying, slicing, saving, sharing and tracing follow from the names.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from typing_extensions import Self
+
+Fn = TypeVar("Fn", bound=Callable[..., Any])
+
+ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class QuantizedTensor(torch.Tensor):
+    """Base of all formats: a weight [..., n, k] made of parts.
+
+    Every part's leading dimensions are the weight's own. `shape` in the constructor is the weight's; a
+    transposed tensor shows its last two dimensions swapped. `dtype` is what `dequantize` returns.
+    """
+
+    tensors: ClassVar[tuple[str, ...]]  # stored tensors, in constructor order; all but the first may be None
+    attrs: ClassVar[tuple[str, ...]]  # hashable metadata, in constructor order
+    ops: ClassVar[dict[Any, Callable[..., Any]]] = {}  # what torch functions and aten ops do
+
+    formats: ClassVar[dict[str, type[QuantizedTensor]]] = {}  # every subclass by name
+
+    weight_shape: tuple[int, ...]
+    transposed: bool
+    is_view = True  # of a slice: whether it aliases all of its parts
+
+    @staticmethod
+    def __new__(cls, *parts: Any, shape: Sequence[int], dtype: torch.dtype, transposed: bool = False) -> Self:
+        size = list(shape)
+        strides = [math.prod(size[i + 1 :]) for i in range(len(size))]
+        if transposed:
+            size[-2:], strides[-2:] = size[:-3:-1], strides[:-3:-1]
+        made: Self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, size, strides=strides, dtype=dtype, device=parts[0].device
+        )
+        return made
+
+    def __init__(self, *parts: Any, shape: Sequence[int], dtype: torch.dtype, transposed: bool = False) -> None:
+        for name, part in zip(self.tensors + self.attrs, parts, strict=True):
+            setattr(self, name, part)
+        self.weight_shape = tuple(shape)
+        self.transposed = transposed
+        self.check()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.ops = dict(cls.ops)
+        QuantizedTensor.formats[cls.__name__] = cls
+        torch.serialization.add_safe_globals([cls])
+        ForkingPickler.register(cls, _reduce_shared)
+
+    # ---- what a format defines
+
+    def check(self) -> None:
+        """Raises if the parts do not fit each other."""
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`x @ w.T + bias` for a 2-D weight."""
+        raise NotImplementedError(f"{type(self).__name__} does not multiply")
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The dequantized rows `ids` of a 2-D weight: [*ids.shape, k]."""
+        raise NotImplementedError(f"{type(self).__name__} does not look up rows")
+
+    def dequantize(self) -> Tensor:
+        """The weight's values as a plain tensor of this tensor's shape and `dtype`."""
+        raise NotImplementedError
+
+    def narrow_weight(self, dim: int, start: int, length: int) -> Self:
+        """The weight's `length` indices of `dim` from `start`; `dim` is n or k (see `narrow_parts` for others)."""
+        raise NotImplementedError
+
+    @property
+    def packed(self) -> bool:
+        """Whether the parts are in a device's own layout; checkpoints and slices are of plain ones."""
+        return False
+
+    def pack(self) -> Self:
+        """In the layout that the device's kernels read."""
+        return self
+
+    def unpack(self) -> Self:
+        """In the plain layout."""
+        return self
+
+    def matching(self, other: Self) -> Self:
+        """The same values laid out as `other`'s parts are."""
+        return self.pack() if other.packed else self.unpack()
+
+    @property
+    def kernel(self) -> str:
+        """The kernel that multiplies by this tensor."""
+        return "none"
+
+    # ---- what follows
+
+    def parts(self) -> list[Tensor | None]:
+        return [getattr(self, name) for name in self.tensors]
+
+    def rebuild(self, parts: Iterable[Tensor | None], **changes: Any) -> Self:
+        """Other parts with this tensor's attributes, shape and dtype, but for `changes`."""
+        attrs = [changes.pop(name, getattr(self, name)) for name in self.attrs]
+        own: dict[str, Any] = {"shape": self.weight_shape, "dtype": self.dtype, "transposed": self.transposed}
+        return type(self)(*parts, *attrs, **(own | changes))
+
+    def map(self, fn: Callable[[Tensor], Tensor], **changes: Any) -> Self:
+        """This tensor with `fn` applied to every part."""
+        return self.rebuild([None if part is None else fn(part) for part in self.parts()], **changes)
+
+    @classmethod
+    def implements(cls, *ops: Any) -> Callable[[Fn], Fn]:
+        """Decorates what the torch functions or aten ops `ops` do on this format, with their arguments."""
+
+        def register(fn: Fn) -> Fn:
+            cls.ops.update(dict.fromkeys(ops, fn))
+            return fn
+
+        return register
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # F.linear must be caught here: below this level it has become t() and addmm().
+        fn = cls.ops.get(func)
+        if fn is not None:
+            return fn(*args, **kwargs) if kwargs else fn(*args)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        fn = cls.ops.get(func)
+        if fn is not None:
+            # A view must be an inference tensor just when its base is one, whatever the mode.
+            with torch.inference_mode(args[0].is_inference()) if func.is_view else nullcontext():
+                out = fn(*args, **kwargs)
+            return return_and_correct_aliasing(func, args, kwargs, out)
+        out = func.decompose(*args, **kwargs)
+        if out is NotImplemented:
+            raise NotImplementedError(f"{cls.__name__} does not implement {func}; use its .dequantize()")
+        return out
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
+        names = [name for name in self.tensors if getattr(self, name) is not None]
+        attrs = tuple(getattr(self, name) for name in self.attrs)
+        return names, (attrs, self.weight_shape, self.dtype, self.transposed)
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts: dict[str, Tensor], meta: Any, size: Any, stride: Any) -> Self:
+        attrs, shape, dtype, transposed = meta
+        return cls(*map(parts.get, cls.tensors), *attrs, shape=shape, dtype=dtype, transposed=transposed)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _reduce(self.unpack(), self.packed)  # files hold the plain layout, the same on every device
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        state = copy.deepcopy(self.__dict__, memo)
+        new = self.rebuild(state[name] for name in self.tensors)
+        new.requires_grad_(self.requires_grad)
+        new.__dict__.update(state)  # what others set on it, and that it is a parameter
+        memo[id(self)] = new
+        return new
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        fields = {"shape": tuple(self.shape), "dtype": self.dtype, "device": str(self.device)}
+        fields |= {name: getattr(self, name) for name in self.attrs}
+        text = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        return f"{type(self).__name__}({text}, bits_per_weight={self.bits_per_weight:.2f}, kernel={self.kernel})"
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        """Bytes stored, scales and padding included."""
+        return sum(part.nbytes for part in self.parts() if part is not None)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / max(math.prod(self.weight_shape), 1)
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """A storage over the memory of the first part."""
+        first: Tensor = getattr(self, self.tensors[0])
+        if type(first) is not Tensor or first.device.type == "meta" or torch._guards.detect_fake_mode():
+            return super().untyped_storage()
+        return torch.utils.dlpack.from_dlpack(first).untyped_storage()
+
+    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> Self:
+        return self.map(lambda part: part.contiguous())
+
+    def pin_memory(self, device: Any = None) -> Self:
+        return self.map(lambda part: part.pin_memory())
+
+    def is_pinned(self, device: Any = None) -> bool:
+        return all(part.is_pinned() for part in self.parts() if part is not None)
+
+    def share_memory_(self) -> Self:
+        for part in self.parts():
+            if part is not None:
+                part.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        return all(part.is_shared() for part in self.parts() if part is not None)
+
+
+# ---- saving and sharing
+
+
+def _reduce(w: QuantizedTensor, pack: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    attrs = tuple(getattr(w, name) for name in w.attrs)
+    is_param = isinstance(w, torch.nn.Parameter)
+    return _rebuild, (type(w), w.parts(), attrs, w.weight_shape, w.dtype, w.transposed, w.requires_grad, is_param, pack)
+
+
+def _reduce_shared(w: QuantizedTensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    return _reduce(w, pack=False)  # another process maps the same parts
+
+
+def _rebuild(
+    cls: type[QuantizedTensor],
+    parts: Sequence[Tensor | None],
+    attrs: Sequence[Any],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    transposed: bool,
+    requires_grad: bool,
+    is_param: bool,
+    pack: bool,
+) -> QuantizedTensor:
+    w = cls(*parts, *attrs, shape=shape, dtype=dtype, transposed=transposed)
+    w = w.pack() if pack else w
+    return torch.nn.Parameter(w, requires_grad) if is_param else w.requires_grad_(requires_grad)  # type: ignore[return-value]
+
+
+torch.serialization.add_safe_globals([_rebuild])
