@@ -1,7 +1,7 @@
 // AMX tiles: eight registers of 16 rows by 64 bytes. Sealed: included by *_amx.cpp only.
 //
-// AOQ_EMULATE_AMX replaces them by arrays in memory with the same meaning, so that machines without AMX prove the kernels'
-// indices, and sanitizers see what tile loads and stores touch.
+// AOQ_EMULATE_AMX replaces them by arrays in memory with the same meaning, so that machines without AMX prove the
+// kernels' indices, and sanitizers see what tile loads and stores touch.
 #pragma once
 #include <immintrin.h>
 
@@ -73,8 +73,8 @@ inline void tile_dot_bf16() {
 
 inline void load_tile_config(const TileConfig& config) { _tile_loadconfig(&config); }
 inline void release_tiles() { _tile_release(); }
-// GCC's intrinsics paste their argument into the register's name, so a template cannot pass it on: the same instructions by
-// hand. The clobbers keep GCC 12 from moving vector stores across tile accesses of the same memory.
+// GCC's intrinsics paste their argument into the register's name, so a template cannot pass it on: the same
+// instructions by hand. The clobbers keep GCC 12 from moving vector stores across tile accesses of the same memory.
 template <int t>
 inline void tile_zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(t));
@@ -98,8 +98,8 @@ inline void tile_dot_bf16() {
 
 #endif
 
-// Tiles for the life of a scope: all full, but for the rows of tiles 0..5 (sums and x) when x has fewer than 16. Nothing is
-// cached between scopes, since other libraries in the process configure the same tiles.
+// Tiles for the life of a scope: all full, but for the rows of tiles 0..5 (sums and x) when x has fewer than 16.
+// Nothing is cached between scopes, since other libraries in the process configure the same tiles.
 class Tiles {
  public:
   explicit Tiles(int64_t rows) {

@@ -22,6 +22,7 @@
 #include <cstdint>
 
 namespace aoq::int4 {
+namespace {  // a copy in each file: ISA files are sealed
 
 constexpr int64_t kUnitN = 16;
 constexpr int64_t kUnitK = 8;
@@ -37,4 +38,5 @@ constexpr int lane_shift(int k) { return 4 * (k / 2) + 16 * (k % 2); }
 
 static_assert(lane_shift(0) == 0 && lane_shift(1) == 16 && lane_shift(6) == 12 && lane_shift(7) == 28);
 
+}  // namespace
 }  // namespace aoq::int4

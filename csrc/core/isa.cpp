@@ -33,18 +33,15 @@ bool cpu_has_amx() {
 
 bool detect(Isa isa) {
   switch (isa) {
-    case Isa::ref:
-      return true;
+    case Isa::ref: return true;
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     case Isa::avx512:
       return supported(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     case Isa::avx512bf16:
-      return supported(Isa::avx512) && __builtin_cpu_supports("avx512bf16") &&
-             __builtin_cpu_supports("avx512vnni");
-    case Isa::amx:
-      return supported(Isa::avx512bf16) && cpu_has_amx();
+      return supported(Isa::avx512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    case Isa::amx: return supported(Isa::avx512bf16) && cpu_has_amx();
   }
   return false;
 }
@@ -82,10 +79,10 @@ const char* name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 bool supported(Isa isa) {
   // Asked once: detection ends in a system call.
   switch (isa) {
-#define AOQ_ONCE(x)                       \
-  case Isa::x: {                          \
+#define AOQ_ONCE(x)                        \
+  case Isa::x: {                           \
     static const bool ok = detect(Isa::x); \
-    return ok;                            \
+    return ok;                             \
   }
     AOQ_ONCE(ref) AOQ_ONCE(avx2) AOQ_ONCE(avx512) AOQ_ONCE(avx512bf16) AOQ_ONCE(amx)
 #undef AOQ_ONCE

@@ -12,9 +12,9 @@ namespace aoq {
 enum class Isa { ref, avx2, avx512, avx512bf16, amx };
 
 AOQ_API const char* name(Isa isa);
-bool supported(Isa isa);            // by this CPU, its OS and this build
-AOQ_API std::vector<Isa> supported_isas();  // best first
-AOQ_API Isa active_isa();                   // AOQ_ISA if set, else the best supported
+bool supported(Isa isa);                        // by this CPU, its OS and this build
+AOQ_API std::vector<Isa> supported_isas();      // best first
+AOQ_API Isa active_isa();                       // AOQ_ISA if set, else the best supported
 AOQ_API void set_isa(const std::string& name);  // for tests and benchmarks: what AOQ_ISA does, in a running process
 
 }  // namespace aoq

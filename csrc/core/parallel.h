@@ -4,7 +4,8 @@
 
 namespace aoq {
 
-// Calls body(context, begin, end) over [0, count) on torch's pool; no piece is smaller than grain. Bodies must not throw.
+// Calls body(context, begin, end) over [0, count) on torch's pool; no piece is smaller than grain. Bodies must not
+// throw.
 void parallel_for(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
 int64_t num_threads();
 

@@ -1,4 +1,5 @@
-// Sixteen floats in a zmm, and their loads and stores in each dtype. Sealed: included by *_avx512*.cpp and *_amx.cpp only.
+// Sixteen floats in a zmm, and their loads and stores in each dtype. Sealed: included by *_avx512*.cpp and *_amx.cpp
+// only.
 #pragma once
 #include <immintrin.h>
 

@@ -34,12 +34,24 @@ inline F32x16 splat(float value) {
 inline I32x16 splat(int32_t value) {
   return each<I32x16>(I32x16{}, [=](int32_t) { return value; });
 }
-inline F32x16 operator+(F32x16 a, F32x16 b) { return each<F32x16>(a, b, [](float x, float y) { return x + y; }); }
-inline F32x16 operator-(F32x16 a, F32x16 b) { return each<F32x16>(a, b, [](float x, float y) { return x - y; }); }
-inline F32x16 operator*(F32x16 a, F32x16 b) { return each<F32x16>(a, b, [](float x, float y) { return x * y; }); }
-inline F32x16 operator/(F32x16 a, F32x16 b) { return each<F32x16>(a, b, [](float x, float y) { return x / y; }); }
-inline F32x16 min(F32x16 a, F32x16 b) { return each<F32x16>(a, b, [](float x, float y) { return x < y ? x : y; }); }
-inline F32x16 max(F32x16 a, F32x16 b) { return each<F32x16>(a, b, [](float x, float y) { return x > y ? x : y; }); }
+inline F32x16 operator+(F32x16 a, F32x16 b) {
+  return each<F32x16>(a, b, [](float x, float y) { return x + y; });
+}
+inline F32x16 operator-(F32x16 a, F32x16 b) {
+  return each<F32x16>(a, b, [](float x, float y) { return x - y; });
+}
+inline F32x16 operator*(F32x16 a, F32x16 b) {
+  return each<F32x16>(a, b, [](float x, float y) { return x * y; });
+}
+inline F32x16 operator/(F32x16 a, F32x16 b) {
+  return each<F32x16>(a, b, [](float x, float y) { return x / y; });
+}
+inline F32x16 min(F32x16 a, F32x16 b) {
+  return each<F32x16>(a, b, [](float x, float y) { return x < y ? x : y; });
+}
+inline F32x16 max(F32x16 a, F32x16 b) {
+  return each<F32x16>(a, b, [](float x, float y) { return x > y ? x : y; });
+}
 inline I32x16 operator+(I32x16 a, I32x16 b) {  // wraps around
   return each<I32x16>(a, b, [](int32_t x, int32_t y) {
     return static_cast<int32_t>(static_cast<uint32_t>(x) + static_cast<uint32_t>(y));

@@ -1,4 +1,5 @@
-// out[m, n] = sum over k of x[m, k] * w[n, k] + bias[n],   w[n, k] = (code[n, k] - zero_point[n, k / group]) * scale[n, k / group]
+// out[m, n] = sum over k of x[m, k] * w[n, k] + bias[n],   w[n, k] = (code[n, k] - zero_point[n, k / group]) * scale[n,
+// k / group]
 //
 // x is used as given (bf16, fp16 or fp32), products are exact or fp32, sums are fp32, out has x's dtype.
 // The zero point stays out of the inner loop: with codes taken as (code - 8) its share is a rank-(k / group) update,

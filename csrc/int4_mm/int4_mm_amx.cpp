@@ -1,25 +1,26 @@
 // AMX: bf16 tiles of 16 rows of x by 32 k against 32 k by 16 rows of w, exact products, fp32 sums.
 //
-//   A panel is 32 rows of w; panels are shared out among threads. A chunk is up to 128 k of one group: its eight weight tiles
-//   are decoded into L1 as exact integers (code - 8), then multiplied with up to 32 rows of x at a time in four sum tiles:
+//   A panel is 32 rows of w; panels are shared out among threads. A chunk is up to 128 k of one group: its eight weight
+//   tiles are decoded into L1 as exact integers (code - 8), then multiplied with up to 32 rows of x at a time in four
+//   sum tiles:
 //
 //              w tile 6    w tile 7
 //   x tile 4   sum 0       sum 1
 //   x tile 5   sum 2       sum 3
 //
-//   While the tile unit multiplies a chunk, the vector unit decodes the next chunk and scales the sums before into the fp32
-//   panel of out: neither waits for the other. Groups that are not a multiple of 32 end in zeros of x.
-//   Bound by the tile unit for many rows of x, by reading w for few.
+//   While the tile unit multiplies a chunk, the vector unit decodes the next chunk and scales the sums before into the
+//   fp32 panel of out: neither waits for the other. Groups that are not a multiple of 32 end in zeros of x. Bound by
+//   the tile unit for many rows of x, by reading w for few.
 #include "core/amx.h"
 #include "core/vec_avx512.h"
 #include "int4_mm/int4_mm_vector.h"
 
 namespace {
 
-constexpr int64_t kTile = 1024;                // bytes
+constexpr int64_t kTile = 1024;                 // bytes
 constexpr int64_t kTileRows = 16, kTileK = 32;  // of x
-constexpr int64_t kChunkSteps = 4;             // tiles of k in a chunk
-constexpr int64_t kBlockTiles = 16;            // 256 rows of x stay in L2 while panels pass by
+constexpr int64_t kChunkSteps = 4;              // tiles of k in a chunk
+constexpr int64_t kBlockTiles = 16;             // 256 rows of x stay in L2 while panels pass by
 
 class AmxMm {
  public:
@@ -149,7 +150,8 @@ class AmxMm {
         }
         two ? store_sums<2, kVectors>(products) : store_sums<1, kVectors>(products);
         if (pending.products) scale<kVectors>(panel, pending);
-        pending = {products, buffers.sums + (tile - tile_begin) * 2 * 256, tile, two ? 2 : 1, chunk.group, chunk.first()};
+        pending = {products,     buffers.sums + (tile - tile_begin) * 2 * 256, tile, two ? 2 : 1, chunk.group,
+                   chunk.first()};
         products = products == buffers.products ? products + 4 * 256 : buffers.products;
       }
       // Fewer steps here than in the next chunk, and one pass over x.

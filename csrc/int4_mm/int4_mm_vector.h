@@ -12,7 +12,8 @@
 //          +-----------+-----------+
 //   tile   | rows x 2 accumulators |
 //
-// Engine: Vec (kLanes floats), Raw (the same rows of a unit), Weight (decoded: code - 8), X (kStep values of x, broadcast
+// Engine: Vec (kLanes floats), Raw (the same rows of a unit), Weight (decoded: code - 8), X (kStep values of x,
+// broadcast
 //   together), and the functions used below.
 #pragma once
 #include "core/int4.h"
@@ -75,8 +76,8 @@ void store_out(const Int4Mm& p, int64_t row, int64_t vector, typename Lanes::Vec
   const int64_t first = vector * Lanes::kLanes, count = p.n - first < Lanes::kLanes ? p.n - first : Lanes::kLanes;
   if (p.bias) {
     const bool whole = count == Lanes::kLanes;
-    sum = Lanes::add(sum, whole ? Lanes::load(p.bias, p.bias_dtype, first)
-                                : Lanes::load_part(p.bias, p.bias_dtype, first, count));
+    sum = Lanes::add(
+        sum, whole ? Lanes::load(p.bias, p.bias_dtype, first) : Lanes::load_part(p.bias, p.bias_dtype, first, count));
   }
   Lanes::store(p.out, p.x_dtype, row * p.n + first, sum, count);
 }
@@ -226,8 +227,7 @@ class VectorMm {
     std::memset(sums, 0, static_cast<size_t>((row_end - row_begin) * kVectors * kLanes) * sizeof(float));
     for (int64_t group = 0, unit = 0; group < groups_; ++group) {
       GroupScale<Engine> scale[kVectors];
-      for (int v = 0; v < kVectors; ++v)
-        scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group);
+      for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group);
       bool correct = corrected_;  // once a group
       for (const int64_t end = unit_end(group); unit < end; correct = false) {
         const int64_t count = end - unit < kChunk / 8 ? end - unit : kChunk / 8;
@@ -265,20 +265,21 @@ class VectorMm {
   void multiply(int64_t rows, const X* x, const float* weights, int64_t steps, float* sums,
                 const GroupScale<Engine>* scale, const float* x_sums) const {
     switch (rows) {
-#define AOQ_ROWS(r)                                                                                           \
-  case r:                                                                                                     \
+#define AOQ_ROWS(r)                                                                                   \
+  case r:                                                                                             \
     if constexpr (r <= kTileRows) multiply_tile<kVectors, r>(x, weights, steps, sums, scale, x_sums); \
     break;
-      AOQ_ROWS(1) AOQ_ROWS(2) AOQ_ROWS(3) AOQ_ROWS(4) AOQ_ROWS(5) AOQ_ROWS(6)
-      AOQ_ROWS(7) AOQ_ROWS(8) AOQ_ROWS(9) AOQ_ROWS(10) AOQ_ROWS(11) AOQ_ROWS(12)
+      AOQ_ROWS(1)
+      AOQ_ROWS(2) AOQ_ROWS(3) AOQ_ROWS(4) AOQ_ROWS(5) AOQ_ROWS(6) AOQ_ROWS(7) AOQ_ROWS(8) AOQ_ROWS(9) AOQ_ROWS(10)
+          AOQ_ROWS(11) AOQ_ROWS(12)
 #undef AOQ_ROWS
     }
     static_assert(kTileRows <= 12, "a case for each number of rows");
   }
 
   template <int kVectors, int kRows>
-  void multiply_tile(const X* x, const float* weights, int64_t steps, float* sums,
-                     const GroupScale<Engine>* scale, const float* x_sums) const {
+  void multiply_tile(const X* x, const float* weights, int64_t steps, float* sums, const GroupScale<Engine>* scale,
+                     const float* x_sums) const {
     Vec sum[kRows][kVectors];
     for (auto& row : sum)
       for (Vec& value : row) value = Engine::set(0);

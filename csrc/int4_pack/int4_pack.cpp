@@ -29,7 +29,7 @@ Tensor int4_pack(const Tensor& qdata, int64_t k) {
   Tensor packed = torch::stable::new_empty(
       qdata, {int4::ceil_div(n, int4::kUnitN), int4::ceil_div(k, int4::kUnitK), int4::kUnitBytes});
   select(kKernels)(Int4Pack{n, k, static_cast<const uint8_t*>(qdata_.const_data_ptr()),
-                                    static_cast<uint8_t*>(packed.mutable_data_ptr())});
+                            static_cast<uint8_t*>(packed.mutable_data_ptr())});
   return packed;
 }
 

@@ -32,8 +32,8 @@ inline void pack_blocks(const aoq::Int4Pack& p, int64_t begin, int64_t end) {
         stride = 4;
       }
       const I32x16 codes = gather16(from, stride), low = splat(0x0f0f0f0f);
-      store16_i32(p.packed + (block * units + unit) * kUnitBytes,
-                  close_up(codes & low) | close_up(codes >> 4 & low) << 16);
+      store16_i32(p.packed + (block * units + unit) * kUnitBytes, close_up(codes & low) | close_up(codes >> 4 & low)
+                                                                                              << 16);
     }
   }
 }

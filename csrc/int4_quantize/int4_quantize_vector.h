@@ -124,8 +124,7 @@ inline void quantize_group(const Int4Quantize& p, const Group& group, int64_t at
     store16_i32(codes, round_to_int(codes_of(load16(group.w + v * 16), splat(scale), splat(zero))));
     const int64_t count = group.count - v * 16 < 16 ? group.count - v * 16 : 16;
     if (count % 2) codes[count] = 0;  // k is odd: the last high nibble is 0
-    for (int64_t i = 0; i < count; i += 2)
-      qdata[(v * 16 + i) / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
+    for (int64_t i = 0; i < count; i += 2) qdata[(v * 16 + i) / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
   }
 }
 

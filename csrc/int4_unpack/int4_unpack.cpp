@@ -27,7 +27,7 @@ Tensor int4_unpack(const Tensor& packed, int64_t n, int64_t k) {
   const Tensor packed_ = packed.is_contiguous() ? packed : torch::stable::contiguous(packed);
   Tensor qdata = torch::stable::new_empty(packed, {n, int4::ceil_div(k, 2)});
   select(kKernels)(Int4Unpack{n, k, static_cast<const uint8_t*>(packed_.const_data_ptr()),
-                                      static_cast<uint8_t*>(qdata.mutable_data_ptr())});
+                              static_cast<uint8_t*>(qdata.mutable_data_ptr())});
   return qdata;
 }
 

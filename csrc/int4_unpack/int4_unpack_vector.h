@@ -1,5 +1,5 @@
-// int4_pack backwards: in each 32-bit lane, the nibbles of the low half go to the low nibbles of its four bytes, those of
-// the high half to the high nibbles. The vec_*.h included before this file gives the vector types.
+// int4_pack backwards: in each 32-bit lane, the nibbles of the low half go to the low nibbles of its four bytes, those
+// of the high half to the high nibbles. The vec_*.h included before this file gives the vector types.
 #pragma once
 #include "core/int4.h"
 #include "core/parallel.h"

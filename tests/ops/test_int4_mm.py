@@ -135,7 +135,9 @@ def test_zeros(isa):
     weight = Weight(32, 64, 32)
     assert torch.equal(weight(torch.zeros(2, 64)), torch.zeros(2, 32))
     qdata, scale, _ = int4_quantize(torch.zeros(16, 64), 32, "symmetric")
-    assert torch.equal(int4_mm(torch.randn(2, 64), int4_pack(qdata, 64), tile_scale(scale), None, None, 16, 32), torch.zeros(2, 16))
+    assert torch.equal(
+        int4_mm(torch.randn(2, 64), int4_pack(qdata, 64), tile_scale(scale), None, None, 16, 32), torch.zeros(2, 16)
+    )
 
 
 def test_every_isa_multiplies_the_same_packed_weight():
@@ -215,7 +217,15 @@ def test_any_shape(m, n, k, group, mapping, dtype, stride, seed):
 
 def operands(**changed):
     weight = Weight(32, 64, 32, "asymmetric")
-    args = dict(x=torch.randn(3, 64), packed=weight.packed, scale=weight.scale, zero_point=weight.zero_point, bias=torch.randn(32), n=32, group_size=32)
+    args = dict(
+        x=torch.randn(3, 64),
+        packed=weight.packed,
+        scale=weight.scale,
+        zero_point=weight.zero_point,
+        bias=torch.randn(32),
+        n=32,
+        group_size=32,
+    )
     return {**args, **changed}
 
 
@@ -239,7 +249,11 @@ def test_opcheck(isa_name):
         (dict(packed=torch.zeros(2, 8, 32, dtype=torch.uint8)), ValueError, "packed: expected shape"),
         (dict(scale=torch.ones(2, 3, 16)), ValueError, r"scale: expected shape \[2, 2, 16\], got \[2, 3, 16\]"),
         (dict(scale=torch.ones(2, 2, 16, dtype=torch.int32)), TypeError, "scale: .*int32"),
-        (dict(zero_point=torch.ones(2, 2, 16).half()), TypeError, "zero_point: expected scale's dtype bfloat16|zero_point: expected scale's dtype float"),
+        (
+            dict(zero_point=torch.ones(2, 2, 16).half()),
+            TypeError,
+            "zero_point: expected scale's dtype bfloat16|zero_point: expected scale's dtype float",
+        ),
         (dict(zero_point=torch.ones(2, 16).bfloat16()), (ValueError, TypeError), "zero_point"),
         (dict(bias=torch.randn(31)), ValueError, r"bias: expected shape \[32\], got \[31\]"),
         (dict(bias=torch.ones(32, dtype=torch.int64)), TypeError, "bias: .*int64"),

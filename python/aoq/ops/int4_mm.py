@@ -51,11 +51,14 @@ def int4_mm(
         out = _op(x, packed, scale, zero_point, bias, n, group_size)
         return out
     except RuntimeError as error:
-        for name, operand in (("packed", packed), ("scale", scale), ("zero_point", zero_point), ("bias", bias)):
-            if operand is not None and operand.device != x.device:
-                text = f"aoq::int4_mm: {name}: expected the device of x, {x.device}, got {operand.device}"
-                raise ValueError(text) from None
+        _check_devices(x, packed, scale, zero_point, bias)  # the dispatcher names no operand
         raise typed(error) from None
+
+
+def _check_devices(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None, bias: Tensor | None) -> None:
+    for name, operand in (("packed", packed), ("scale", scale), ("zero_point", zero_point), ("bias", bias)):
+        if operand is not None and operand.device != x.device:
+            raise ValueError(f"aoq::int4_mm: {name}: expected the device of x, {x.device}, got {operand.device}")
 
 
 class _Int4Mm(torch.autograd.Function):
@@ -94,10 +97,7 @@ def _(
     n: int,
     group_size: int,
 ) -> Tensor:
-    torch._check_value(
-        x.device == packed.device,
-        lambda: f"aoq::int4_mm: packed: expected the device of x, {x.device}, got {packed.device}",
-    )
+    _check_devices(x, packed, scale, zero_point, bias)
     torch._check_value(
         (x.shape[-1] + 7) // 8 == packed.shape[1],
         lambda: f"aoq::int4_mm: x: expected packed's {packed.shape[1]} units of 8 columns, got {x.shape[-1]}",

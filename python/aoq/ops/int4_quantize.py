@@ -50,7 +50,15 @@ def int4_quantize(
 def _(
     w: Tensor, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # What the kernels would refuse, so that a meta weight is no surprise once it is real.
+    floats = (torch.bfloat16, torch.float16, torch.float32)
+    torch._check_type(w.dtype in floats, lambda: f"aoq::int4_quantize: w: expected one of {floats}, got {w.dtype}")
+    torch._check_value(w.dim() == 2, lambda: f"aoq::int4_quantize: w: expected shape [n, k], got {tuple(w.shape)}")
     n, k = w.shape
+    torch._check_value(
+        group_size > 0 and (group_size % 8 == 0 or group_size >= k),
+        lambda: f"aoq::int4_quantize: group_size: expected a multiple of 8, or at least k = {k}, got {group_size}",
+    )
     groups = -(-k // group_size)
     scale = w.new_empty((n, groups), dtype=scale_dtype or w.dtype)
     zero_point = scale.new_empty((n, 0 if mapping == "symmetric" else groups))

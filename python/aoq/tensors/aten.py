@@ -103,16 +103,19 @@ def _copy_(dst: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     if not dst.is_view:
         raise ValueError(f"copy_: dst: expected bounds that are multiples of a group, got a regrouped copy: {dst}")
     moved = src if src.device == dst.device else _to_copy(src, device=dst.device)
-    parts = moved.matching(dst).parts()
-    for name, to, part in zip(dst.tensors, dst.parts(), parts, strict=True):
-        if to is None and part is None:
-            continue
-        if to is None or part is None or to.shape != part.shape:
-            got = [None if t is None else tuple(t.shape) for t in (to, part)]
-            raise ValueError(f"copy_: src: {name}: expected shape {got[0]}, got {got[1]} (quantized differently)")
-        if torch.promote_types(to.dtype, part.dtype) != to.dtype:
+    moved = moved.matching(dst)
+    for name in dst.attrs:
+        if getattr(moved, name) != getattr(dst, name):
+            raise ValueError(f"copy_: src: {name}: expected {getattr(dst, name)}, got {getattr(moved, name)}")
+    pairs = [*zip(dst.parts(), moved.parts(), strict=True)]
+    for name, (to, part) in zip(dst.tensors, pairs, strict=True):
+        if (to is None) != (part is None):
+            raise ValueError(f"copy_: src: expected {'no ' if to is None else ''}{name}")
+        if to is not None and part is not None and torch.promote_types(to.dtype, part.dtype) != to.dtype:
             raise TypeError(f"copy_: src: {name} is {part.dtype}, which {to.dtype} cannot hold")
-        to.copy_(part, non_blocking)
+    for to, part in pairs:  # only now, so that a refusal changes nothing
+        if to is not None and part is not None:
+            to.copy_(part, non_blocking)
     return dst
 
 

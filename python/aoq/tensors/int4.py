@@ -68,8 +68,8 @@ class Int4WeightOnlyConfig(AOBaseConfig):
             ValueError: fewer than 2 dimensions, NaN or Inf, a group size that the kernels do not have.
             TypeError: the weight is not bf16, fp16 or fp32.
         """
-        if weight.dim() < 2:
-            raise ValueError(f"w: expected 2 or more dimensions, got shape {tuple(weight.shape)}")
+        if weight.dim() < 2 or weight.numel() == 0:
+            raise ValueError(f"w: expected 2 or more dimensions, none of them 0, got shape {tuple(weight.shape)}")
         lead, k = weight.shape[:-1], weight.shape[-1]
         mapping = "hqq" if self.use_hqq else self.mapping_type.name.lower()
         parts = int4_quantize(weight.detach().reshape(-1, k), self.group_size, mapping, self.scale_dtype)
@@ -101,8 +101,8 @@ class Int4Tensor(QuantizedTensor):
         scale, zero_point: [..., ceil(n / 16), G, 16] from `tile_scale`.
 
     `F.linear` on a plain tensor packs it for that one call: `pack()` it once instead. Slices are views of
-    the same storage. A slice along k that starts inside a group repeats scales to make smaller groups; these
-    are copies, so nothing can be copied into such a slice. Tiled tensors slice along n in whole tiles of 16.
+    the same storage. A slice along k that starts inside a group and goes on after it repeats scales to make smaller
+    groups; these are copies, so nothing can be copied into such a slice. Tiled tensors slice along n in whole tiles of 16.
 
     Raises:
         ValueError, TypeError: a part has a wrong shape, dtype or device; the text names it.
@@ -168,9 +168,12 @@ class Int4Tensor(QuantizedTensor):
         return self.rebuild((qdata, scale, zero_point), packing="plain")
 
     def matching(self, other: Self) -> Self:
-        w = super().matching(other)
-        finer = w.group_size != other.group_size and w.group_size % other.group_size == 0
-        return w.unpack().regroup(other.group_size).matching(other) if finer else w
+        w = self
+        if w.group_size != other.group_size and min(w.group_size, other.group_size) >= w.weight_shape[-1]:
+            w = w.rebuild(w.parts(), group_size=other.group_size)  # one group either way
+        elif w.group_size != other.group_size and w.group_size % other.group_size == 0:
+            w = w.unpack().regroup(other.group_size)
+        return super(Int4Tensor, w).matching(other)
 
     def regroup(self, group_size: int) -> Self:
         """The same values in smaller groups, which repeat the scales; `group_size` divides the present one."""
@@ -197,10 +200,13 @@ class Int4Tensor(QuantizedTensor):
             return self.map(lambda part: part.narrow(dim, start, length), shape=shape)
         if start % 2 or (end % 2 and end != size):
             raise ValueError(f"slice: expected even bounds along k (two codes a byte), got {start}:{end} of {self}")
-        w = self
-        if start % self.group_size:
+        w, last = self, max(end - 1, start)
+        if start % w.group_size and start // w.group_size != last // w.group_size:
+            if start % 8:
+                raise ValueError(f"slice: expected a start along k that is a multiple of 8, got {start} of {self}")
             w = self.regroup(math.gcd(start, self.group_size))
-        group, groups = start // w.group_size, -(-length // w.group_size)
+        group = start // w.group_size
+        groups = last // w.group_size + 1 - group
         scales = (None if part is None else part.narrow(-1, group, groups) for part in w.parts()[1:])
         view = w.rebuild((w.qdata.narrow(-1, start // 2, (length + 1) // 2), *scales), shape=shape)
         view.is_view = w is self
@@ -215,14 +221,17 @@ class Int4Tensor(QuantizedTensor):
         shape = self.weight_shape
         if self.packing != "tiled" or self.transposed or len(shape) != 2:
             return self._linear_unpacked(x, bias)
-        if x.shape[-1] != shape[1]:
-            raise ValueError(f"linear: x: expected [..., {shape[1]}], got shape {tuple(x.shape)}")
+        x_shape = x.shape
+        if not x_shape or x_shape[-1] != shape[1]:
+            raise ValueError(f"linear: x: expected shape [..., {shape[1]}], got {tuple(x_shape)}")
         return int4_mm(x, self.qdata, self.scale, self.zero_point, bias, shape[0], self.group_size)
 
     def _linear_unpacked(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if len(self.weight_shape) != 2:
             raise ValueError(f"linear: w: expected 2 dimensions, got {self}")
-        if self.transposed or self.device.type == "meta":
+        if x.device != self.device:
+            raise ValueError(f"linear: x: expected the device of w, {self.device}, got {x.device}")
+        if self.transposed or self.is_meta:
             return torch.nn.functional.linear(x, self.dequantize().to(x.dtype), bias)
         packed = self.pack()
         if not packed.packed:

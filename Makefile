@@ -1,0 +1,68 @@
+# make demo   the main job on a real chat model: quantize, save, reload, answer; size, quality and speed beside bf16
+# make test   everything that a machine without a GPU can prove
+# Also: build, lint, bench, sanitize, clean. Each makes what it needs, from nothing.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check --quiet
+
+CSRC   := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
+PYSRC  := $(shell find python -name '*.py' -o -name py.typed)
+# A variant of the package beside the installed one: $(call variant,NAME,CMAKE DEFINES)
+variant = $(PIP) install --no-build-isolation --no-deps --upgrade --target build/$(1) \
+          -C build-dir=build/cmake-$(1) $(foreach d,$(2),-C cmake.define.$(d)) .
+
+.PHONY: demo test test-fast lint bench sanitize build clean
+.DEFAULT_GOAL := test
+
+build: build/.installed
+
+$(VENV)/.ready: pyproject.toml scripts/venv.sh
+	PYTHON=$(PYTHON) sh scripts/venv.sh $(VENV)
+	$(PIP) install "$(TORCH)" cmake ninja "scikit-build-core>=0.10" "pybind11>=2.13"
+	touch $@
+
+build/.installed: $(VENV)/.ready $(CSRC) $(PYSRC)
+	$(PIP) install --no-build-isolation '.[transformers]'
+	mkdir -p build && touch $@
+
+build/.test-tools: $(VENV)/.ready build/.installed
+	$(PIP) install --no-build-isolation '.[test,lint]'
+	touch $@
+
+build/.emulated: build/.installed
+	$(call variant,emulated,AOQ_EMULATE_AMX=ON)
+	touch $@
+
+build/.sanitized: build/.installed
+	$(call variant,sanitized,AOQ_EMULATE_AMX=ON AOQ_SANITIZE=address$(comma)undefined)
+	touch $@
+comma := ,
+
+demo: build
+	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+# The suite on the machine's own kernels, then the ops again with the AMX kernels on emulated tiles.
+test: build/.test-tools build/.emulated
+	$(BIN)/python -m pytest -q
+	PYTHONPATH=build/emulated $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
+
+lint: build/.test-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+
+# Out-of-bounds, uninitialised and undefined behaviour in every kernel, the AMX ones on emulated tiles.
+sanitize: build/.test-tools build/.sanitized
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
+
+bench: build
+	$(BIN)/python benchmarks/int4_mm.py $(BENCH_ARGS)
+
+clean:
+	rm -rf build dist

@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models import real_model, tiny_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, PreTrainedModel, pipeline
+
+from aoq import FqnToConfig, Int4Tensor, Int4WeightOnlyConfig, MappingType, QuantizedTensor, quantize_
+from aoq.integrations.safetensors import flatten
+from aoq.integrations.transformers import AoqConfig
+
+CONFIG = Int4WeightOnlyConfig(group_size=32)
+IDS = torch.tensor([[1, 17, 42, 99, 5, 64, 23]])
+
+
+def load(directory: Path, config: AoqConfig | None = None, **kwargs: object) -> PreTrainedModel:
+    if config is not None:
+        kwargs["quantization_config"] = config
+    return AutoModelForCausalLM.from_pretrained(directory, **kwargs)
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return flatten(model.state_dict())[0]
+
+
+def assert_identical(a: PreTrainedModel, b: PreTrainedModel) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert torch.equal(a(IDS).logits, b(IDS).logits)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi", "phi3"])
+def test_quantize_save_reload(tmp_path: Path, kind: str, tied: bool) -> None:
+    bf16 = tiny_model(tmp_path, kind, tied)
+    model = load(bf16, AoqConfig(CONFIG))
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for name, module in linears.items():
+        assert isinstance(module.weight, Int4Tensor) == (name != "lm_head"), name
+    assert len(linears) > 2
+
+    plain = load(bf16)
+    quantize_(plain, CONFIG, lambda module, fqn: isinstance(module, nn.Linear) and fqn != "lm_head")
+    assert_identical(model, plain)
+
+    saved = tmp_path / "int4"
+    model.save_pretrained(saved)
+    reloaded = load(saved)
+    assert_identical(model, reloaded)
+    assert reloaded.lm_head.weight is reloaded.get_input_embeddings().weight or not tied
+
+    again = tmp_path / "again"
+    reloaded.save_pretrained(again)
+    first, second = load_file(saved / "model.safetensors"), load_file(again / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_checkpoint_is_plain_tensors(tmp_path: Path) -> None:
+    load(tiny_model(tmp_path), AoqConfig(CONFIG)).save_pretrained(tmp_path / "int4")
+    with safe_open(tmp_path / "int4" / "model.safetensors", framework="pt") as file:
+        owner = "model.layers.1.mlp.down_proj"
+        assert file.get_tensor(f"{owner}._weight_qdata").shape == (80, 56)
+        assert file.get_tensor(f"{owner}._weight_scale").shape == (80, 4)  # k = 112: the last group has 16
+        assert file.get_tensor(f"{owner}._weight_zero_point").dtype == torch.bfloat16
+        description = json.loads(file.metadata()[f"{owner}.weight"])
+        assert file.get_tensor("lm_head.weight").dtype == torch.bfloat16
+    assert description["_type"] == "Int4Tensor"
+    assert description["_tensor_data_names"] == ["qdata", "scale", "zero_point"]
+    assert json.loads((tmp_path / "int4" / "config.json").read_text())["quantization_config"] == {
+        "quant_method": "aoq",
+        "quant_type": {
+            "default": {
+                "_type": "Int4WeightOnlyConfig",
+                "_version": 2,
+                "_data": {
+                    "group_size": 32,
+                    "use_hqq": False,
+                    "mapping_type": {"_type": "MappingType", "_data": "ASYMMETRIC"},
+                    "scale_dtype": None,
+                },
+            }
+        },
+        "modules_to_not_convert": ["lm_head"],
+        "include_embedding": False,
+    }
+
+
+def test_sharded(tmp_path: Path) -> None:
+    bf16 = tiny_model(tmp_path, shards=4)
+    assert len(list(bf16.glob("*.safetensors"))) > 3
+    model = load(bf16, AoqConfig(CONFIG))
+    model.save_pretrained(tmp_path / "int4", max_shard_size="20KB")
+    assert len(list((tmp_path / "int4").glob("*.safetensors"))) > 3
+    assert_identical(model, load(tmp_path / "int4"))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_include_embedding(tmp_path: Path, tied: bool) -> None:
+    model = load(tiny_model(tmp_path, tied=tied), AoqConfig(CONFIG, include_embedding=True))
+    embedding = model.get_input_embeddings().weight
+    assert isinstance(embedding, Int4Tensor)
+    assert isinstance(model.lm_head.weight, Int4Tensor)
+    assert (model.lm_head.weight is embedding) == tied
+    model.save_pretrained(tmp_path / "int4")
+    names = load_file(tmp_path / "int4" / "model.safetensors")
+    assert "model.embed_tokens._weight_qdata" in names
+    assert ("lm_head._weight_qdata" in names) != tied
+    reloaded = load(tmp_path / "int4")
+    assert_identical(model, reloaded)
+    assert (reloaded.lm_head.weight is reloaded.get_input_embeddings().weight) == tied
+
+
+def test_modules_to_not_convert(tmp_path: Path) -> None:
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG, modules_to_not_convert=["mlp", "layers.1", "proj"]))
+    quantized = {name for name, param in model.named_parameters() if isinstance(param, QuantizedTensor)}
+    # "proj" is not a part of "q_proj" between dots, and the output layer is no longer left out.
+    assert quantized == {f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkvo"} | {"lm_head.weight"}
+
+
+def test_fqn_to_config(tmp_path: Path) -> None:
+    rules = FqnToConfig(
+        {
+            r"re:.*\.mlp\..*": Int4WeightOnlyConfig(group_size=16, mapping_type=MappingType.SYMMETRIC),
+            "model.layers.0.mlp.up_proj": None,
+            "_default": CONFIG,
+        }
+    )
+    model = load(tiny_model(tmp_path), AoqConfig(rules))
+    groups = {n: p.group_size for n, p in model.named_parameters() if isinstance(p, Int4Tensor)}
+    assert groups["model.layers.0.mlp.gate_proj.weight"] == 16
+    assert groups["model.layers.1.self_attn.q_proj.weight"] == 32
+    assert "model.layers.0.mlp.up_proj.weight" not in groups
+    assert "lm_head.weight" not in groups  # `_default` does not reach what is left out by default
+    model.save_pretrained(tmp_path / "int4")
+    assert_identical(model, load(tmp_path / "int4"))
+    with pytest.raises(ValueError, match="gate_projj.*did you mean"):
+        load(tiny_model(tmp_path), AoqConfig(FqnToConfig({"model.layers.0.mlp.gate_projj": CONFIG})))
+
+
+def test_dtype(tmp_path: Path) -> None:
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG), dtype=torch.float32)
+    assert model(IDS).logits.dtype == torch.float32
+    load(tiny_model(tmp_path), AoqConfig(CONFIG)).save_pretrained(tmp_path / "int4")
+    reloaded = load(tmp_path / "int4", dtype=torch.float32)
+    assert {param.dtype for param in reloaded.parameters()} == {torch.float32}
+    assert reloaded(IDS).logits.dtype == torch.float32
+
+
+def test_base_model_of_a_causal_checkpoint(tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG))
+    model.save_pretrained(tmp_path / "int4")
+    base = AutoModel.from_pretrained(tmp_path / "int4")
+    assert torch.equal(base(IDS).last_hidden_state, model.model(IDS).last_hidden_state)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto"])
+def test_device_map(tmp_path: Path, device_map: str) -> None:
+    bf16 = tiny_model(tmp_path)
+    model = load(bf16, AoqConfig(CONFIG), device_map=device_map)
+    model.save_pretrained(tmp_path / "int4")
+    assert_identical(load(tmp_path / "int4", device_map=device_map), load(bf16, AoqConfig(CONFIG)))
+
+
+def test_generate(tmp_path: Path) -> None:
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG))
+    model.save_pretrained(tmp_path / "int4")
+    reloaded = load(tmp_path / "int4")
+    settings = dict(max_new_tokens=12, do_sample=False, eos_token_id=None)
+    out = model.generate(IDS, **settings)
+    assert out.shape == (1, 19)
+    assert torch.equal(out, reloaded.generate(IDS, **settings))
+    assert torch.equal(out, reloaded.generate(IDS, cache_implementation="static", **settings))
+
+
+def test_generate_compiled(tmp_path: Path) -> None:
+    """transformers compiles for a static cache; on a CPU only when asked to."""
+    compiled = CompileConfig(fullgraph=True, mode="default")
+    compiled._compile_all_devices = True
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG), dtype=torch.float32)
+    settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
+    out = model.generate(IDS, cache_implementation="static", compile_config=compiled, **settings)
+    assert torch.equal(out, model.generate(IDS, **settings))
+    assert hasattr(model, "_compiled_call")
+
+
+def test_dequantize(tmp_path: Path) -> None:
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG), dtype=torch.float32)
+    expected = model(IDS).logits
+    model = model.dequantize()
+    assert not any(isinstance(param, QuantizedTensor) for param in model.parameters())
+    torch.testing.assert_close(model(IDS).logits, expected)
+
+
+def test_gradient_reaches_the_input(tmp_path: Path) -> None:
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG), dtype=torch.float32)
+    x = model.get_input_embeddings()(IDS).detach().requires_grad_()
+    model(inputs_embeds=x).logits.square().mean().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+def test_lora(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG), dtype=torch.float32)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    optimizer = torch.optim.SGD([param for param in model.parameters() if param.requires_grad], lr=0.5)
+    losses = []
+    for _ in range(4):
+        loss = model(IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+# ---- configs and damaged files
+
+
+def test_config_json() -> None:
+    config = AoqConfig(Int4WeightOnlyConfig(group_size=64, use_hqq=True), modules_to_not_convert=["lm_head"])
+    data = json.loads(config.to_json_string())
+    same = AoqConfig.from_dict(data)
+    assert same.to_dict() == config.to_dict()
+    assert same.quant_type == config.quant_type
+    older = {"quant_method": "aoq", "quant_type": {"_type": "Int4WeightOnlyConfig", "_data": {}}, "other": 1}
+    assert AoqConfig.from_dict(older).quant_type == Int4WeightOnlyConfig()
+
+
+def test_config_errors() -> None:
+    with pytest.raises(TypeError, match="quant_type.*Int4WeightOnlyConfig"):
+        AoqConfig("int4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Int5WeightOnlyConfig.*known.*Int4WeightOnlyConfig"):
+        AoqConfig({"_type": "Int5WeightOnlyConfig", "_data": {}})
+
+
+def test_nan_in_a_weight(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = tiny_model(tmp_path)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RuntimeError, match="conversion of the weights"):
+        load(directory, AoqConfig(CONFIG))
+
+
+@pytest.mark.parametrize("damage", ["lacks a part", "wrong shape", "unknown type", "no metadata", "truncated"])
+def test_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
+    load(tiny_model(tmp_path), AoqConfig(CONFIG)).save_pretrained(tmp_path / "int4")
+    file = tmp_path / "int4" / "model.safetensors"
+    owner = "model.layers.1.self_attn.v_proj"
+    tensors = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    if damage == "lacks a part":
+        del tensors[f"{owner}._weight_scale"]
+    elif damage == "wrong shape":
+        tensors[f"{owner}._weight_qdata"] = tensors[f"{owner}._weight_qdata"][:-1].clone()
+    elif damage == "unknown type":
+        metadata[f"{owner}.weight"] = metadata[f"{owner}.weight"].replace("Int4Tensor", "Int5Tensor")
+    elif damage == "no metadata":
+        del metadata[f"{owner}.weight"]
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+        owner = "model.safetensors"
+    else:
+        save_file(tensors, file, metadata)
+    with pytest.raises(ValueError, match=owner.replace(".", r"\.")):
+        load(tmp_path / "int4")
+
+
+@pytest.mark.parametrize("order", ["aoq transformers", "transformers aoq", "transformers.modeling_utils aoq"])
+def test_importing_aoq_is_enough(tmp_path: Path, order: str) -> None:
+    load(tiny_model(tmp_path), AoqConfig(CONFIG)).save_pretrained(tmp_path / "int4")
+    imports = "\n".join(f"import {name}" for name in order.split())
+    script = f"""
+import sys
+{imports}
+assert "transformers" in {order.split()[:1]} or "transformers.quantizers" not in sys.modules
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "int4")!r})
+assert isinstance(model.model.layers[0].mlp.up_proj.weight, aoq.Int4Tensor)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# ---- the real model
+
+
+@pytest.mark.model
+def test_real_model(tmp_path: Path) -> None:
+    bf16 = real_model()
+    tokenizer = AutoTokenizer.from_pretrained(bf16)
+    start = time.perf_counter()
+    model = load(bf16, AoqConfig(Int4WeightOnlyConfig(group_size=64, use_hqq=True)))
+    quantizing = time.perf_counter() - start
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    start = time.perf_counter()
+    reloaded = load(tmp_path)
+    assert time.perf_counter() - start < quantizing
+    assert_identical(model, reloaded)
+
+    linears = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and isinstance(m.weight, Int4Tensor)]
+    assert sum(w.nbytes for w in linears) < 0.35 * sum(2 * w.numel() for w in linears)
+    generator = pipeline("text-generation", model=reloaded, tokenizer=tokenizer)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = generator(question, max_new_tokens=16, do_sample=False)[0]["generated_text"][-1]["content"]
+    assert "Paris" in answer

@@ -1,0 +1,61 @@
+"""AOQ_ISA forces a kernel set: in a fresh process, what it names is what runs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from aoq import _C
+
+RUN = """
+import torch, aoq
+from aoq import _C
+w = torch.randn(32, 64)
+qdata, scale, _ = torch.ops.aoq.int4_quantize(w, 32, "symmetric")
+print(_C.last_kernel())
+packed = torch.ops.aoq.int4_pack(qdata, 64)
+print(_C.last_kernel())
+torch.ops.aoq.int4_mm(w, packed, aoq.ops.tile_scale(scale), None, None, 32, 32)
+print(_C.last_kernel(), _C.isa())
+"""
+
+
+def run(isa):
+    environment = {**os.environ, "AOQ_ISA": isa}
+    return subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("isa", _C.isas())
+def test_forced_isa_runs(isa):
+    done = run(isa)
+    assert done.returncode == 0, done.stderr
+    narrow = {"amx": "avx512", "avx512bf16": "avx512"}.get(isa, isa)  # the other ops have nothing wider
+    assert done.stdout.split() == [f"int4_quantize_{narrow}", f"int4_pack_{narrow}", f"int4_mm_{isa}", isa]
+
+
+def test_unknown_isa_is_an_import_error():
+    done = run("avx1024")
+    assert done.returncode != 0
+    assert "AOQ_ISA=avx1024 is not an ISA that aoq knows: ref, avx2, avx512, avx512bf16, amx" in done.stderr
+
+
+def test_unsupported_isa_never_falls_back():
+    missing = [isa for isa in ("amx", "avx512bf16", "avx512", "avx2") if isa not in _C.isas()]
+    if not missing:
+        pytest.skip("this machine has them all")
+    done = run(missing[0])
+    assert done.returncode != 0
+    assert f"AOQ_ISA={missing[0]} is not supported by this machine; the best here is {_C.isas()[0]}" in done.stderr
+
+
+def test_empty_is_unset():
+    assert run("").stdout.split()[-1] == _C.isas()[0]
+
+
+def test_set_isa_refuses_what_the_variable_refuses():
+    with pytest.raises(ValueError, match="not an ISA"):
+        _C.set_isa("sse")
+    assert _C.kernels("int4_mm")[-1] == "int4_mm_ref"
+    with pytest.raises(ValueError, match="no op named int5_mm"):
+        _C.kernels("int5_mm")

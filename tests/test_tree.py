@@ -1,0 +1,79 @@
+"""The tree is the architecture: what ARCHITECTURE promises about files, checked."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+OPS = sorted(path.parent.name for path in CSRC.glob("*/kernels.inc"))
+SEALED = sorted(path for path in CSRC.glob("*/*.cpp") if re.search(r"_(avx2|avx512|avx512bf16|amx)\.cpp$", path.name))
+ALLOWED = {"<immintrin.h>", "<cstdint>", "<cstring>", "<cmath>", "<cstddef>"}
+
+
+def kernels(op):
+    return re.findall(r"^AOQ_KERNEL\((\w+), (\w+)\)", (CSRC / op / "kernels.inc").read_text(), re.MULTILINE)
+
+
+def included(path, seen=None):
+    """Everything that `path` includes, through our own headers, system headers in their brackets."""
+    seen = set() if seen is None else seen
+    for name in re.findall(r"^#include (\S+)", path.read_text(), re.MULTILINE):
+        if name in seen:
+            continue
+        seen.add(name)
+        if name.startswith('"'):
+            included(CSRC / name.strip('"'), seen)
+    return seen
+
+
+def test_there_are_ops():
+    assert {"int4_mm", "int4_pack", "int4_unpack", "int4_quantize"} <= set(OPS)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_is_one_folder_one_file_one_test(op):
+    assert (CSRC / op / f"{op}.h").exists() and (CSRC / op / f"{op}.cpp").exists()
+    assert (ROOT / "python/aoq/ops" / f"{op}.py").exists()
+    assert any((ROOT / "tests/ops").glob(f"test_{op.replace('unpack', 'pack')}.py"))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_kernel_is_its_file_and_one_line(op):
+    listed = kernels(op)
+    assert all(name == f"{op}_{isa}" for isa, name in listed)
+    files = {path.stem for path in CSRC.glob(f"{op}/{op}_*.cpp")}
+    assert files == {name for _, name in listed}
+    order = [isa for isa, _ in listed]
+    assert order == [isa for isa in ("amx", "avx512bf16", "avx512", "avx2", "ref") if isa in order], "best first"
+    assert order[-1] == "ref"
+
+
+@pytest.mark.parametrize("path", SEALED, ids=lambda path: path.name)
+def test_isa_files_are_sealed(path):
+    """An inline function that an AVX-512 file shares with others could be linked into them, and run on older CPUs."""
+    names = included(path)
+    assert {name for name in names if name.startswith("<")} <= ALLOWED
+    for name in names:
+        if not name.startswith('"'):
+            continue
+        text = (CSRC / name.strip('"')).read_text()
+        outside = re.sub(r"^namespace \{.*?^\}  // namespace$", "", text, flags=re.MULTILINE | re.DOTALL)
+        assert not re.search(r"^\s*inline\b|^template|^\s*constexpr [^=;]*\(|\) (const )?\{$", outside, re.MULTILINE), (
+            f"{name} is not sealed"
+        )
+
+
+def test_nothing_is_built_for_the_build_machine():
+    for path in (ROOT / "CMakeLists.txt", *ROOT.glob("cmake/*")):
+        assert "march=native" not in path.read_text()
+
+
+def test_readme_matrix_is_generated():
+    text = (ROOT / "README.md").read_text()
+    for op in OPS:
+        isas = {isa for isa, _ in kernels(op)}
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{op}`"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
+        assert cells == ["yes" if isa in isas else "" for isa in ("ref", "avx2", "avx512", "avx512bf16", "amx")]
