@@ -98,13 +98,16 @@ def test_nothing_but_configs_is_looked_up(name: object) -> None:
         ({"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 0}}, "group_size: expected 8 or more, got 0"),
         (
             {"_type": "Int4WeightOnlyConfig", "_data": {"scale_dtype": {"_type": "torch.dtype", "_data": "nn"}}},
-            "scale_dtype: dtype: unknown name 'nn'; known: .*bfloat16",
+            "scale_dtype: torch.dtype: unknown name 'nn'; known: .*bfloat16",
         ),
         (
             {"_type": "Int4WeightOnlyConfig", "_data": {"mapping_type": {"_type": "MappingType", "_data": "mro"}}},
             "unknown name 'mro'; known: ASYMMETRIC, SYMMETRIC",
         ),
-        ({"_type": "FqnToConfig", "_data": {"fqn_to_config": {"a": {"_type": "PerRow", "_data": {}}}}}, "FqnToConfig: a"),
+        (
+            {"_type": "FqnToConfig", "_data": {"fqn_to_config": {"a": {"_type": "PerRow", "_data": {}}}}},
+            "FqnToConfig: a",
+        ),
         ({"_type": "FqnToConfig", "_data": {"fqn_to_config": {"re:(": None}}}, r"re:\(: bad pattern"),
     ],
 )
@@ -114,7 +117,7 @@ def test_bad_json_is_one_clear_error(data: dict[str, object], message: str) -> N
 
 
 def test_a_missing_field_is_named() -> None:
-    with pytest.raises(TypeError, match="PerGroup.*group_size"):
+    with pytest.raises(TypeError, match=r"PerGroup.*group_size"):
         decode({"_type": "PerGroup", "_data": {}}, "granularity")
 
 

@@ -1,19 +1,19 @@
 """The tree is the architecture: what ARCHITECTURE promises about files, checked."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import support_matrix
+
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
-OPS = sorted(path.parent.name for path in CSRC.glob("*/kernels.inc"))
+OPS = support_matrix.ops()
 SEALED = sorted(path for path in CSRC.glob("*/*.cpp") if re.search(r"_(avx2|avx512|avx512bf16|amx)\.cpp$", path.name))
 ALLOWED = {"<immintrin.h>", "<cstdint>", "<cstring>", "<cmath>", "<cstddef>"}
-
-
-def kernels(op):
-    return re.findall(r"^AOQ_KERNEL\((\w+), (\w+)\)", (CSRC / op / "kernels.inc").read_text(), re.MULTILINE)
 
 
 def included(path, seen=None):
@@ -41,7 +41,7 @@ def test_an_op_is_one_folder_one_file_one_test(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_kernel_is_its_file_and_one_line(op):
-    listed = kernels(op)
+    listed = support_matrix.kernels(op)
     assert all(name == f"{op}_{isa}" for isa, name in listed)
     files = {path.stem for path in CSRC.glob(f"{op}/{op}_*.cpp")}
     assert files == {name for _, name in listed}
@@ -71,9 +71,5 @@ def test_nothing_is_built_for_the_build_machine():
 
 
 def test_readme_matrix_is_generated():
-    text = (ROOT / "README.md").read_text()
-    for op in OPS:
-        isas = {isa for isa, _ in kernels(op)}
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{op}`"))
-        cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
-        assert cells == ["yes" if isa in isas else "" for isa in ("ref", "avx2", "avx512", "avx512bf16", "amx")]
+    readme = (ROOT / "README.md").read_text()
+    assert support_matrix.updated(readme) == readme, "run scripts/support_matrix.py"

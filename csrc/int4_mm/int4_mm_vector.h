@@ -12,8 +12,7 @@
 //          +-----------+-----------+
 //   tile   | rows x 2 accumulators |
 //
-// Engine: Vec (kLanes floats), Raw (the same rows of a unit), Weight (decoded: code - 8), X (kStep values of x,
-// broadcast
+// Engine: Vec (kLanes floats), Raw (the same rows of a unit), Weight (decoded: code - 8), X (kStep values of x, broadcast
 //   together), and the functions used below.
 #pragma once
 #include "core/int4.h"

@@ -127,6 +127,8 @@ def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
     for part in [part for weight in weights.values() for part in weight.parts]:
         tensors.pop(part, None)
     for name, tensor in tensors.items():
+        if name.endswith("_qdata"):
+            raise ValueError(f"{name}: no metadata describes this part of a quantized weight")
         dtype = str(tensor.dtype).removeprefix("torch.")
         weights[name] = StoredWeight(name, dtype, tuple(tensor.shape), tensor.nbytes, (name,))
     return weights

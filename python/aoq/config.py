@@ -235,7 +235,7 @@ def decode(value: Any, where: str) -> Any:
         return {key: decode(item, f"{where}: {key}") for key, item in value.items()}
     name, data = value["_type"], value.get("_data", {})
     if name == "torch.dtype":
-        return _member(_DTYPES, data, f"{where}: dtype")
+        return _member(_DTYPES, data, f"{where}: torch.dtype")
     kind = _TYPES.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ValueError(f"{where}: unknown _type {name!r}; known: {_known()}")

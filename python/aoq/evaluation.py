@@ -41,7 +41,7 @@ class Quality:
 
 
 def evaluation_text() -> str:
-    """About 700 kB of English prose, the same on every machine with this version of Python."""
+    """Half a megabyte of English prose, the same wherever the version of Python is."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))

@@ -305,7 +305,7 @@ def test_real_model(tmp_path: Path) -> None:
     bf16 = real_model()
     tokenizer = AutoTokenizer.from_pretrained(bf16)
     start = time.perf_counter()
-    model = load(bf16, AoqConfig(Int4WeightOnlyConfig(group_size=64, use_hqq=True)))
+    model = load(bf16, AoqConfig(CONFIG))
     quantizing = time.perf_counter() - start
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -317,6 +317,6 @@ def test_real_model(tmp_path: Path) -> None:
     linears = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and isinstance(m.weight, Int4Tensor)]
     assert sum(w.nbytes for w in linears) < 0.35 * sum(2 * w.numel() for w in linears)
     generator = pipeline("text-generation", model=reloaded, tokenizer=tokenizer)
-    question = [{"role": "user", "content": "What is the capital of France?"}]
+    question = [{"role": "user", "content": "Name three primary colors."}]
     answer = generator(question, max_new_tokens=16, do_sample=False)[0]["generated_text"][-1]["content"]
-    assert "Paris" in answer
+    assert "Blue" in answer

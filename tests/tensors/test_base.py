@@ -157,7 +157,7 @@ def test_copy_refuses_what_does_not_fit(source: Tensor, error: type[Exception] |
 
 
 def test_copy_refuses_to_round_scales() -> None:
-    with pytest.raises(TypeError, match="scale is torch.float32, which torch.bfloat16 cannot hold"):
+    with pytest.raises(TypeError, match=r"scale is torch.float32, which torch.bfloat16 cannot hold"):
         quantized(config=Int4WeightOnlyConfig(16, scale_dtype=torch.bfloat16)).copy_(quantized())
 
 
@@ -188,12 +188,16 @@ def test_select_unbind_and_split() -> None:
 
 def test_tiled_tensors_slice_in_whole_tiles() -> None:
     w = quantized()
-    for part, values in ((w[16:], w.dequantize()[16:]), (w[:32], w.dequantize()[:32]), (w[16:32], w.dequantize()[16:32])):
+    for part, values in (
+        (w[16:], w.dequantize()[16:]),
+        (w[:32], w.dequantize()[:32]),
+        (w[16:32], w.dequantize()[16:32]),
+    ):
         assert part.packed and part.qdata.untyped_storage().data_ptr() == w.qdata.untyped_storage().data_ptr()
         assert torch.equal(part.dequantize(), values)
         torch.testing.assert_close(F.linear(X, part), X @ values.t())
     for bad in (lambda: w[8:], lambda: w[:20], lambda: w[:, 16:], lambda: w[3]):
-        with pytest.raises(ValueError, match="unpack|plain"):
+        with pytest.raises(ValueError, match=r"unpack|plain"):
             bad()
 
 
@@ -338,7 +342,15 @@ def test_storage_and_bytes_tell_the_truth() -> None:
 
 def test_repr_says_what_it_is() -> None:
     text = repr(quantized())
-    for part in ("shape=(40, 72)", "torch.float32", "cpu", "group_size=16", "tiled", "bits_per_weight=10.13", "int4_mm_"):
+    for part in (
+        "shape=(40, 72)",
+        "torch.float32",
+        "cpu",
+        "group_size=16",
+        "tiled",
+        "bits_per_weight=10.13",
+        "int4_mm_",
+    ):
         assert part in text
 
 
@@ -368,6 +380,13 @@ def test_compile_with_gradients() -> None:
     expected = X.clone().requires_grad_()
     layers(expected).square().sum().backward()
     torch.testing.assert_close(x.grad, expected.grad)
+
+
+def test_the_compile_cache_tells_tensors_apart() -> None:
+    key = quantized()._stable_hash_for_caching()
+    assert key == quantized()._stable_hash_for_caching()
+    others = [plain(), quantized(48, 72), quantized().half(), quantized(config=Int4WeightOnlyConfig(8)), quantized().t()]
+    assert key not in [other._stable_hash_for_caching() for other in others]
 
 
 def test_compile_of_tensor_methods() -> None:

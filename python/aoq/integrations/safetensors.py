@@ -143,6 +143,9 @@ def _parse(fqn: str, description: str) -> dict[str, Any]:
     expected = {*kind.attrs, "shape", "dtype"}
     if not isinstance(data, dict) or data.keys() != expected:
         raise ValueError(f"{fqn}: expected _data with {sorted(expected)}, got {data!r}")
+    shape = data["shape"]
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"{fqn}: expected a shape, got {shape!r}")
     if not isinstance(parts, list) or not all(part in kind.tensors for part in parts):
         raise ValueError(f"{fqn}: expected _tensor_data_names among {kind.tensors}, got {parts!r}")
     return {"_type": kind, "_data": decode(data, fqn), "_tensor_data_names": parts}

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aoq.tensors.base import ACTIVATION_DTYPES, QuantizedTensor
+from aoq.tensors.base import QuantizedTensor
 
 aten = torch.ops.aten
 
 
 @QuantizedTensor.implements(F.linear, aten.linear.default)
-def _linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    if not isinstance(w, QuantizedTensor) or isinstance(x, QuantizedTensor):
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if not isinstance(weight, QuantizedTensor) or isinstance(input, QuantizedTensor):
         raise TypeError("linear: x: expected a plain tensor, got a quantized one; use its .dequantize()")
-    return w.linear(x, bias)
+    return weight.linear(input, bias)
 
 
 @QuantizedTensor.implements(F.embedding)
@@ -84,8 +84,6 @@ def _to_copy(
 ) -> QuantizedTensor:
     """Codes and scales keep their dtypes: only what `dequantize` returns changes."""
     dtype = dtype or w.dtype
-    if dtype not in ACTIVATION_DTYPES:
-        raise TypeError(f"{type(w).__name__}: dtype: expected bfloat16, float16 or float32, got {dtype}")
     if device is None or torch.device(device) == w.device:
         return w.map(torch.clone, dtype=dtype)
     moved = w.unpack().map(lambda part: part.to(device, non_blocking=non_blocking), dtype=dtype)

@@ -56,6 +56,8 @@ class QuantizedTensor(torch.Tensor):
             setattr(self, name, part)
         self.weight_shape = tuple(shape)
         self.transposed = transposed
+        if dtype not in ACTIVATION_DTYPES:
+            raise TypeError(f"{type(self).__name__}: dtype: expected bfloat16, float16 or float32, got {dtype}")
         self.check()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -168,8 +170,13 @@ class QuantizedTensor(torch.Tensor):
         attrs, shape, dtype, transposed = meta
         return cls(*map(parts.get, cls.tensors), *attrs, shape=shape, dtype=dtype, transposed=transposed)
 
+    def _stable_hash_for_caching(self) -> str:
+        """What compiled code may depend on, for the cache of torch.compile."""
+        parts = [part is not None and (part.dtype, part.device, part.shape, part.stride()) for part in self.parts()]
+        return repr((type(self).__qualname__, self.__tensor_flatten__()[1], parts))
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _reduce(self.unpack(), self.packed)  # files hold the plain layout, the same on every device
+        return _reduce(self, plain=True)  # files hold the plain layout, the same on every device
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         state = copy.deepcopy(self.__dict__, memo)
@@ -223,14 +230,16 @@ class QuantizedTensor(torch.Tensor):
 # ---- saving and sharing
 
 
-def _reduce(w: QuantizedTensor, pack: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    attrs = tuple(getattr(w, name) for name in w.attrs)
+def _reduce(w: QuantizedTensor, plain: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    stored = w.unpack() if plain else w
+    attrs = tuple(getattr(stored, name) for name in w.attrs)
     is_param = isinstance(w, torch.nn.Parameter)
-    return _rebuild, (type(w), w.parts(), attrs, w.weight_shape, w.dtype, w.transposed, w.requires_grad, is_param, pack)
+    state = (w.weight_shape, w.dtype, w.transposed, w.requires_grad, is_param, plain and w.packed)
+    return _rebuild, (type(w), stored.parts(), attrs, *state)
 
 
 def _reduce_shared(w: QuantizedTensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    return _reduce(w, pack=False)  # another process maps the same parts
+    return _reduce(w, plain=False)  # another process maps the same parts
 
 
 def _rebuild(

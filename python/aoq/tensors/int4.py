@@ -102,7 +102,7 @@ class Int4Tensor(QuantizedTensor):
 
     `F.linear` on a plain tensor packs it for that one call: `pack()` it once instead. Slices are views of
     the same storage. A slice along k that starts inside a group and goes on after it repeats scales to make smaller
-    groups; these are copies, so nothing can be copied into such a slice. Tiled tensors slice along n in whole tiles of 16.
+    groups; these are copies, so nothing can be copied into such a slice. Tiled tensors slice along n, in whole tiles.
 
     Raises:
         ValueError, TypeError: a part has a wrong shape, dtype or device; the text names it.

@@ -1,0 +1,143 @@
+"""A real chat model in int4: quantized, saved, reloaded, asked a question; its size, quality and speed beside bf16.
+
+    python examples/demo.py            a few minutes on 2 cores
+    python examples/demo.py --quick    fewer windows of text
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from get_model import MODELS, get_model
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from aoq import Int4WeightOnlyConfig
+from aoq.evaluation import Quality, evaluate, evaluation_windows
+from aoq.integrations.transformers import AoqConfig, load_model
+
+QUESTION = "What is gravity?"
+CONFIGS = {
+    "int4, groups of 32": Int4WeightOnlyConfig(group_size=32),
+    "int4, groups of 64, HQQ": Int4WeightOnlyConfig(group_size=64, use_hqq=True),
+}
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second: reading a prompt, and writing an answer."""
+
+    prefill: float
+    decode: float
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer windows of text, one int4 format.")] = False,
+) -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    bf16 = get_model()
+    reference, tokenizer = load_model(bf16)
+    windows = evaluation_windows(tokenizer, count=2, length=512) if quick else evaluation_windows(tokenizer)
+
+    models: dict[str, PreTrainedModel] = {"bf16": reference}
+    for name, config in list(CONFIGS.items())[: 1 if quick else None]:
+        models[name] = quantize_save_reload(bf16, tokenizer, name, config)
+
+    console.print(f"\n[bold]{QUESTION}[/bold]")
+    for name, model in models.items():
+        console.print(f"{name}: {answer(model, tokenizer)}", highlight=False)
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("SmolLM2-135M-Instruct")
+    for heading in ("MB", "perplexity", "KL", "top-1", "prefill\ntokens/s", "decode\ntokens/s"):
+        table.add_column(heading, justify="right")
+    speeds = measure(list(models.values()), repeats=2 if quick else 4)
+    for (name, model), speed in zip(models.items(), speeds, strict=True):
+        quality = evaluate(model, windows, None if model is reference else reference)
+        figures = (f"{speed.prefill:,.0f}", f"{speed.decode:.1f}")
+        table.add_row(name, f"{megabytes(model):.0f}", *quality_figures(quality), *figures)
+    console.print(table)
+    console.print(
+        f"{windows.shape[0]} windows of {windows.shape[1]} tokens; {torch.get_num_threads()} threads. The embedding, "
+        f"which is also the output layer, stays bf16 ({reference.get_input_embeddings().weight.nbytes / 1e6:.0f} MB). "
+        "This model's weights were 4-bit in groups of 32 once, which flatters that row.",
+        highlight=False,
+    )
+
+
+def quantize_save_reload(
+    bf16: Path, tokenizer: PreTrainedTokenizerBase, name: str, config: Int4WeightOnlyConfig
+) -> PreTrainedModel:
+    """The model that a second program would load: quantized here, saved, and read back."""
+    hqq = "-hqq" if config.use_hqq else ""
+    directory = MODELS / f"{bf16.name}-int4-g{config.group_size}{hqq}"
+    shutil.rmtree(directory, ignore_errors=True)
+    start = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(bf16, quantization_config=AoqConfig(config))
+    quantized = time.perf_counter()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    saved = time.perf_counter()
+    model, _ = load_model(directory)
+    reloaded = time.perf_counter()
+    console.print(
+        f"{name}: quantized in {quantized - start:.1f} s, saved in {saved - quantized:.1f} s to {directory}, "
+        f"reloaded in {reloaded - saved:.1f} s",
+        highlight=False,
+    )
+    return model
+
+
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The beginning of the model's answer to the question."""
+    chat = [{"role": "user", "content": QUESTION}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    out = model.generate(**prompt, max_new_tokens=48, do_sample=False)
+    return tokenizer.decode(out[0, prompt.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+@torch.inference_mode()
+def measure(models: list[PreTrainedModel], repeats: int, prompt: int = 256, steps: int = 16) -> list[Speed]:
+    """Each model's best speed of `repeats`, in turns, so that a busy moment does not hit one model alone."""
+    ids = torch.randint(1000, 20000, (1, prompt), generator=torch.Generator().manual_seed(0))
+    best = [Speed(0, 0) for _ in models]
+    for _ in range(repeats):
+        for i, model in enumerate(models):
+            start = time.perf_counter()
+            out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            read = time.perf_counter()
+            for _ in range(steps):
+                token = out.logits[:, -1:].argmax(-1)
+                out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+            written = time.perf_counter()
+            speed = Speed(prompt / (read - start), steps / (written - read))
+            best[i] = Speed(max(best[i].prefill, speed.prefill), max(best[i].decode, speed.decode))
+    return best
+
+
+def megabytes(model: PreTrainedModel) -> float:
+    """What the parameters take in memory; tied ones once."""
+    return sum(param.nbytes for param in model.parameters()) / 1e6
+
+
+def quality_figures(quality: Quality) -> tuple[str, str, str]:
+    if quality.reference_perplexity is None or quality.kl is None or quality.top1 is None:
+        return f"{quality.perplexity:.2f}", "", ""
+    change = quality.perplexity / quality.reference_perplexity - 1
+    return f"{quality.perplexity:.2f} ({change:+.1%})", f"{quality.kl:.3f}", f"{quality.top1:.1%}"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models import real_model, tiny_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner, Result
+
+import aoq
+from aoq import _C, FqnToConfig, Int4Tensor, Int4WeightOnlyConfig, MappingType, config_to_dict
+from aoq.cli import app
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "200"}
+
+
+def run(*args: object) -> Result:
+    return CliRunner(env=ENVIRONMENT).invoke(app, [str(arg) for arg in args])
+
+
+def run_process(*args: object, code: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, after `code`."""
+    script = f"import sys; sys.argv[0] = 'aoq'\n{code}\nfrom aoq.cli import main; main()"
+    command = [sys.executable, "-c", script, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+
+
+def assert_fails(result: Result, *texts: str) -> None:
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("aoq: error: ")
+    for text in texts:
+        assert text in line
+
+
+def with_tokenizer(directory: Path) -> Path:
+    """Adds a tokenizer that makes a token of every character."""
+    vocabulary = {chr(i): i for i in range(160)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
+    return directory
+
+
+def test_quantize_info_eval(tmp_path: Path) -> None:
+    source = with_tokenizer(tiny_model(tmp_path, tied=True))
+    result = run("quantize", source, "-o", tmp_path / "out", "--group-size", 32, "--hqq")
+    assert result.exit_code == 0, result.output
+    assert "quantized 14 weights" in result.output
+    assert "written to" in result.output
+    assert not result.stderr  # no progress bar where there is no terminal
+
+    shown = run("info", tmp_path / "out")
+    assert shown.exit_code == 0
+    (row,) = (line.split() for line in shown.output.splitlines() if "gate_proj" in line)
+    # 80 x 112 codes of 4 bits and, for each of 112 rows and 3 groups, two numbers of 16 bits
+    assert row == ["gate_proj", "int4", "g32", "2", "17,920", "5.20", "0.0"]
+    assert "bfloat16" in shown.output
+
+    evaluated = run("eval", tmp_path / "out", "--against", source, "--windows", 2, "--length", 64, "--json")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    quality = json.loads(evaluated.stdout)
+    assert quality["tokens"] == 126
+    assert 0 < quality["kl"] < 1
+    table = run("eval", tmp_path / "out", "--against", source, "--windows", 2, "--length", 64).output
+    assert f"{quality['perplexity']:.2f}" in table
+    assert "top-1" in table
+
+
+def test_options(tmp_path: Path) -> None:
+    source = tiny_model(tmp_path)
+    run("quantize", source, "-o", tmp_path / "sym", "--symmetric", "--group-size", 16, "--skip", "mlp", "--dtype", "fp32")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "sym")
+    w = model.model.layers[0].self_attn.q_proj.weight
+    assert isinstance(w, Int4Tensor)
+    assert (w.group_size, w.zero_point, w.dtype) == (16, None, torch.float32)
+    assert not isinstance(model.model.layers[0].mlp.up_proj.weight, Int4Tensor)
+
+    rules = FqnToConfig({r"re:.*q_proj": Int4WeightOnlyConfig(mapping_type=MappingType.SYMMETRIC)})
+    (tmp_path / "rules.json").write_text(json.dumps(config_to_dict(rules)))
+    result = run("quantize", source, "-o", tmp_path / "rules", "--config", tmp_path / "rules.json", "--max-shard", 1e-5)
+    assert "quantized 2 weights" in result.output
+    assert len(list((tmp_path / "rules").glob("*.safetensors"))) > 2
+    assert "int4 g128" in run("info", tmp_path / "rules").output
+
+
+def test_installation() -> None:
+    result = run("info")
+    assert result.exit_code == 0
+    for text in (aoq.__version__, torch.__version__, _C.isa(), "CUDA", *_C.kernels("int4_mm")):
+        assert text in result.output
+    module = subprocess.run([sys.executable, "-m", "aoq"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert module.stdout.split() == result.stdout.split()
+
+
+def test_errors(tmp_path: Path) -> None:
+    source, out = tiny_model(tmp_path), tmp_path / "out"
+    assert_fails(run("quantize", tmp_path / "none", "-o", out), "none: no such file")
+    assert_fails(run("quantize", source, "-o", source), "exists already")
+    assert_fails(run("quantize", source, "-o", out, "--config", "int3"), "--config", "int3")
+    assert_fails(run("quantize", source, "-o", out, "--group-size", 20), "group_size", "20")
+    assert_fails(run("quantize", source, "-o", out, "--hqq", "--symmetric"), "use_hqq")
+    assert_fails(run("quantize", source, "-o", out, "--dtype", "int7"), "--dtype", "int7")
+    (tmp_path / "unknown.json").write_text('{"_type": "Int5Config", "_data": {}}')
+    assert_fails(
+        run("quantize", source, "-o", out, "--config", tmp_path / "unknown.json"),
+        "unknown.json",
+        "Int5Config",
+        "Int4WeightOnlyConfig",
+    )
+    assert_fails(run("info", tmp_path / "none"), "none: no such directory")
+    assert_fails(run("eval", tmp_path / "none"), "none: no such directory")
+    assert_fails(run("eval", source, "--against", tmp_path / "none"), "")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "part", "weight", "type", "config"])
+def test_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "out"
+    run("quantize", with_tokenizer(tiny_model(tmp_path)), "-o", out, "--group-size", 32)
+    file = out / "model.safetensors"
+    expected = "model.safetensors"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "config":
+        (out / "config.json").write_text('{"model_type": "llama"')
+        expected = "config.json: not JSON"
+    elif damage == "type":
+        text = (out / "config.json").read_text().replace("Int4WeightOnlyConfig", "Int5WeightOnlyConfig")
+        (out / "config.json").write_text(text)
+        expected = "unknown _type 'Int5WeightOnlyConfig'; known"
+    else:
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        tensors = load_file(file)
+        name = "model.layers.0.mlp.up_proj._weight_scale" if damage == "part" else "model.norm.weight"
+        del tensors[name]
+        save_file(tensors, file, metadata)
+        expected = name
+    assert_fails(run("eval", out), expected)
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))"
+    source = tiny_model(tmp_path)
+    result = run_process("quantize", source, "-o", tmp_path / "out", code=limit)
+    assert result.returncode == 1
+    assert "aoq: error: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    slow = """
+import time
+from aoq import Int4WeightOnlyConfig
+quantize = Int4WeightOnlyConfig.quantize
+Int4WeightOnlyConfig.quantize = lambda self, w: (w.is_meta or time.sleep(0.5), quantize(self, w))[1]
+"""
+    source = tiny_model(tmp_path)
+    script = f"import sys; sys.argv[0] = 'aoq'\n{slow}\nfrom aoq.cli import main; main()"
+    command = [sys.executable, "-c", script, "quantize", str(source), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode not in (0, -number)
+    assert "Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+@pytest.mark.model
+def test_real_model(tmp_path: Path) -> None:
+    result = run("quantize", real_model(), "-o", tmp_path / "out", "--group-size", 64)
+    assert "quantized 210 weights: 212.3 MB -> 59.7 MB, 4.50 bits per weight" in result.output
+    quality = json.loads(run("eval", tmp_path / "out", "--windows", 1, "--json").stdout)
+    assert quality["perplexity"] < 25
