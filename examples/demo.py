@@ -1,7 +1,6 @@
 """A real chat model in int4: quantized, saved, reloaded, asked a question; its size, quality and speed beside bf16.
 
-    python examples/demo.py            a few minutes on 2 cores
-    python examples/demo.py --quick    fewer windows of text
+Takes a few minutes on 2 cores; `--quick` reads less text and tries one int4 format.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Annotated
 
 import torch
 import typer
-from get_model import MODELS, get_model
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -24,11 +22,12 @@ from transformers.utils import logging
 from aoq import Int4WeightOnlyConfig
 from aoq.evaluation import Quality, evaluate, evaluation_windows
 from aoq.integrations.transformers import AoqConfig, load_model
+from get_model import MODELS, get_model
 
 QUESTION = "What is gravity?"
 CONFIGS = {
-    "int4, groups of 32": Int4WeightOnlyConfig(group_size=32),
-    "int4, groups of 64, HQQ": Int4WeightOnlyConfig(group_size=64, use_hqq=True),
+    "int4 g32": Int4WeightOnlyConfig(group_size=32),
+    "int4 g64 HQQ": Int4WeightOnlyConfig(group_size=64, use_hqq=True),
 }
 
 console = Console()
@@ -59,20 +58,21 @@ def main(
     for name, model in models.items():
         console.print(f"{name}: {answer(model, tokenizer)}", highlight=False)
 
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("SmolLM2-135M-Instruct")
+    table = Table(title=bf16.name, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("")
     for heading in ("MB", "perplexity", "KL", "top-1", "prefill\ntokens/s", "decode\ntokens/s"):
         table.add_column(heading, justify="right")
+    qualities = {name: evaluate(model, windows, reference) for name, model in models.items() if model is not reference}
+    bf16_perplexity = next(iter(qualities.values())).reference_perplexity
     speeds = measure(list(models.values()), repeats=2 if quick else 4)
     for (name, model), speed in zip(models.items(), speeds, strict=True):
-        quality = evaluate(model, windows, None if model is reference else reference)
-        figures = (f"{speed.prefill:,.0f}", f"{speed.decode:.1f}")
-        table.add_row(name, f"{megabytes(model):.0f}", *quality_figures(quality), *figures)
+        quality = quality_figures(qualities[name]) if name in qualities else (f"{bf16_perplexity:.2f}", "", "")
+        table.add_row(name, f"{megabytes(model):.0f}", *quality, f"{speed.prefill:,.0f}", f"{speed.decode:.1f}")
     console.print(table)
     console.print(
         f"{windows.shape[0]} windows of {windows.shape[1]} tokens; {torch.get_num_threads()} threads. The embedding, "
         f"which is also the output layer, stays bf16 ({reference.get_input_embeddings().weight.nbytes / 1e6:.0f} MB). "
-        "This model's weights were 4-bit in groups of 32 once, which flatters that row.",
+        "This model's weights were 4-bit in groups of 32 once, which flatters g32.",
         highlight=False,
     )
 
@@ -93,7 +93,7 @@ def quantize_save_reload(
     model, _ = load_model(directory)
     reloaded = time.perf_counter()
     console.print(
-        f"{name}: quantized in {quantized - start:.1f} s, saved in {saved - quantized:.1f} s to {directory}, "
+        f"{name}: quantized while loading in {quantized - start:.1f} s, saved in {saved - quantized:.1f} s, "
         f"reloaded in {reloaded - saved:.1f} s",
         highlight=False,
     )
@@ -133,8 +133,7 @@ def megabytes(model: PreTrainedModel) -> float:
 
 
 def quality_figures(quality: Quality) -> tuple[str, str, str]:
-    if quality.reference_perplexity is None or quality.kl is None or quality.top1 is None:
-        return f"{quality.perplexity:.2f}", "", ""
+    assert quality.reference_perplexity and quality.kl is not None and quality.top1 is not None
     change = quality.perplexity / quality.reference_perplexity - 1
     return f"{quality.perplexity:.2f} ({change:+.1%})", f"{quality.kl:.3f}", f"{quality.top1:.1%}"
 

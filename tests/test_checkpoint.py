@@ -7,7 +7,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from models import real_model, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -15,6 +14,7 @@ from aoq import Int4Tensor, Int4WeightOnlyConfig
 from aoq.checkpoint import INDEX, stored_weights, weight_files
 from aoq.convert import new_directory, quantize_checkpoint
 from aoq.integrations.transformers import AoqConfig
+from example_models import real_model, tiny_model
 
 CONFIG = Int4WeightOnlyConfig(group_size=32)
 
@@ -220,12 +220,12 @@ def test_damaged_sources(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{INDEX}: not JSON"):
         quantize_checkpoint(source, out, CONFIG)
     (source / INDEX).unlink()
-    with pytest.raises(FileNotFoundError, match="neither model.safetensors nor"):
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor"):
         quantize_checkpoint(source, out, CONFIG)
     with pytest.raises(FileNotFoundError, match="nowhere: no such file or directory"):
         quantize_checkpoint(tmp_path / "nowhere", out, CONFIG)
     (tmp_path / "bad.gguf").write_bytes(b"GGUF but no more")
-    with pytest.raises(ValueError, match="bad.gguf: damaged"):
+    with pytest.raises(ValueError, match=r"bad\.gguf: damaged"):
         quantize_checkpoint(tmp_path / "bad.gguf", out, CONFIG)
     assert_nothing_left(tmp_path, source.name, "bad.gguf")
 
@@ -235,7 +235,7 @@ def test_truncated_gguf(tmp_path: Path) -> None:
     whole = (tmp_path / "model.gguf").read_bytes()
     for size in (len(whole) // 2, 300):
         (tmp_path / "model.gguf").write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="model.gguf: damaged"):
+        with pytest.raises(ValueError, match=r"model\.gguf: damaged"):
             quantize_checkpoint(tmp_path / "model.gguf", tmp_path / "out", CONFIG)
     assert not (tmp_path / "out").exists()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import real_model, tiny_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -19,6 +18,7 @@ from typer.testing import CliRunner, Result
 import aoq
 from aoq import _C, FqnToConfig, Int4Tensor, Int4WeightOnlyConfig, MappingType, config_to_dict
 from aoq.cli import app
+from example_models import real_model, tiny_model
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200"}
 
@@ -78,7 +78,8 @@ def test_quantize_info_eval(tmp_path: Path) -> None:
 
 def test_options(tmp_path: Path) -> None:
     source = tiny_model(tmp_path)
-    run("quantize", source, "-o", tmp_path / "sym", "--symmetric", "--group-size", 16, "--skip", "mlp", "--dtype", "fp32")
+    options = ["--symmetric", "--group-size", "16", "--skip", "mlp", "--dtype", "fp32"]
+    run("quantize", source, "-o", tmp_path / "sym", *options)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "sym")
     w = model.model.layers[0].self_attn.q_proj.weight
     assert isinstance(w, Int4Tensor)

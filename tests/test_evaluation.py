@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import real_model, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from aoq import Int4WeightOnlyConfig
 from aoq.evaluation import evaluate, evaluation_text, evaluation_windows
 from aoq.integrations.transformers import AoqConfig, load_model
+from example_models import real_model, tiny_model
 
 
 def count_tokens(text: str, **_: object) -> SimpleNamespace:

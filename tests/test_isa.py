@@ -30,18 +30,19 @@ def run(isa):
 def test_forced_isa_runs(isa):
     done = run(isa)
     assert done.returncode == 0, done.stderr
-    narrow = {"amx": "avx512", "avx512bf16": "avx512"}.get(isa, isa)  # the other ops have nothing wider
-    assert done.stdout.split() == [f"int4_quantize_{narrow}", f"int4_pack_{narrow}", f"int4_mm_{isa}", isa]
+    multiplies = "avx512" if isa == "avx512vnni" else isa
+    narrow = "avx512" if isa in ("amx", "avx512bf16", "avx512vnni") else isa  # these ops have nothing wider
+    assert done.stdout.split() == [f"int4_quantize_{narrow}", f"int4_pack_{narrow}", f"int4_mm_{multiplies}", isa]
 
 
 def test_unknown_isa_is_an_import_error():
     done = run("avx1024")
     assert done.returncode != 0
-    assert "AOQ_ISA=avx1024 is not an ISA that aoq knows: ref, avx2, avx512, avx512bf16, amx" in done.stderr
+    assert "AOQ_ISA=avx1024 is not an ISA that aoq knows: ref, avx2, avx512, avx512vnni, avx512bf16, amx" in done.stderr
 
 
 def test_unsupported_isa_never_falls_back():
-    missing = [isa for isa in ("amx", "avx512bf16", "avx512", "avx2") if isa not in _C.isas()]
+    missing = [isa for isa in ("amx", "avx512bf16", "avx512vnni", "avx512", "avx2") if isa not in _C.isas()]
     if not missing:
         pytest.skip("this machine has them all")
     done = run(missing[0])

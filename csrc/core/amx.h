@@ -68,6 +68,19 @@ inline void tile_dot_bf16() {
       std::memcpy(tiles()[sum].byte[m] + 4 * n, &total, 4);
     }
 }
+// sum[m][n] += a[m][4q + i] * b[q][4n + i] over i < 4; a is signed, b unsigned
+template <int sum, int a, int b>
+inline void tile_dot_int8() {
+  for (int m = 0; m < tile_config().rows[a]; ++m)
+    for (int n = 0; n < 16; ++n) {
+      int32_t total;
+      std::memcpy(&total, tiles()[sum].byte[m] + 4 * n, 4);
+      for (int q = 0; q < 16; ++q)
+        for (int i = 0; i < 4; ++i)
+          total += static_cast<int8_t>(tiles()[a].byte[m][4 * q + i]) * tiles()[b].byte[q][4 * n + i];
+      std::memcpy(tiles()[sum].byte[m] + 4 * n, &total, 4);
+    }
+}
 
 #else
 
@@ -94,6 +107,10 @@ inline void tile_store(void* data, int64_t stride) {
 template <int sum, int a, int b>
 inline void tile_dot_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
+}
+template <int sum, int a, int b>
+inline void tile_dot_int8() {
+  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
 }
 
 #endif

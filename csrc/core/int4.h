@@ -21,17 +21,15 @@
 #pragma once
 #include <cstdint>
 
+#include "core/packed.h"
+
 namespace aoq::int4 {
 namespace {  // a copy in each file: ISA files are sealed
 
-constexpr int64_t kUnitN = 16;
 constexpr int64_t kUnitK = 8;
-constexpr int64_t kUnitBytes = 64;
 constexpr float kMidCode = 8;  // the zero point when there is none
 
 static_assert(kUnitN * kUnitK == 2 * kUnitBytes, "a unit holds two codes a byte");
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Right shift that brings code k (0..7) of a unit to the low nibble of its 32-bit lane.
 constexpr int lane_shift(int k) { return 4 * (k / 2) + 16 * (k % 2); }

@@ -13,7 +13,7 @@
 namespace aoq {
 namespace {
 
-constexpr const char* kNames[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
+constexpr const char* kNames[] = {"ref", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"};
 constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
 
 #if defined(__x86_64__)
@@ -39,8 +39,8 @@ bool detect(Isa isa) {
     case Isa::avx512:
       return supported(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    case Isa::avx512bf16:
-      return supported(Isa::avx512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    case Isa::avx512vnni: return supported(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::avx512bf16: return supported(Isa::avx512vnni) && __builtin_cpu_supports("avx512bf16");
     case Isa::amx: return supported(Isa::avx512bf16) && cpu_has_amx();
   }
   return false;
@@ -84,7 +84,12 @@ bool supported(Isa isa) {
     static const bool ok = detect(Isa::x); \
     return ok;                             \
   }
-    AOQ_ONCE(ref) AOQ_ONCE(avx2) AOQ_ONCE(avx512) AOQ_ONCE(avx512bf16) AOQ_ONCE(amx)
+    AOQ_ONCE(ref)
+    AOQ_ONCE(avx2)
+    AOQ_ONCE(avx512)
+    AOQ_ONCE(avx512vnni)
+    AOQ_ONCE(avx512bf16)
+    AOQ_ONCE(amx)
 #undef AOQ_ONCE
   }
   return false;

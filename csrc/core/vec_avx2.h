@@ -15,6 +15,8 @@ struct Avx2 {
   static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
   static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static Vec zero() { return _mm256_setzero_ps(); }
+  static Vec to_float(Vec sum) { return sum; }
   static float reduce(Vec a) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
@@ -101,6 +103,12 @@ inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvt
 inline F32x16 load16(const float* data) { return {_mm256_loadu_ps(data), _mm256_loadu_ps(data + 8)}; }
 inline F32x16 load16(const void* data, aoq::Dtype dtype, int64_t i) {
   return {Avx2::load(data, dtype, i), Avx2::load(data, dtype, i + 8)};
+}
+inline void store16_i8(int8_t* data, I32x16 a) {
+  // Packing works in 128-bit halves: put the quarters back in order.
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.low, a.high), 0xd8);
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(data), bytes);
 }
 inline I32x16 load16_i32(const void* data) {
   const __m256i* halves = static_cast<const __m256i*>(data);

@@ -16,6 +16,8 @@ struct Avx512 {
   static Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
   static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vec zero() { return _mm512_setzero_ps(); }
+  static Vec to_float(Vec sum) { return sum; }
   static float reduce(Vec a) { return _mm512_reduce_add_ps(a); }
   static Vec load_f32(const float* data) { return _mm512_loadu_ps(data); }
   static void store_f32(float* data, Vec a) { _mm512_storeu_ps(data, a); }
@@ -88,6 +90,9 @@ inline I32x16 round_to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline F32x16 load16(const float* data) { return {_mm512_loadu_ps(data)}; }
 inline F32x16 load16(const void* data, aoq::Dtype dtype, int64_t i) { return {Avx512::load(data, dtype, i)}; }
+inline void store16_i8(int8_t* data, I32x16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(data), _mm512_cvtepi32_epi8(a.v));
+}
 inline I32x16 load16_i32(const void* data) { return {_mm512_loadu_si512(data)}; }
 inline void store16(float* data, F32x16 a) { _mm512_storeu_ps(data, a.v); }
 inline void store16_i32(void* data, I32x16 a) { _mm512_storeu_si512(data, a.v); }

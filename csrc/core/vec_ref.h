@@ -93,6 +93,9 @@ inline F32x16 load16(const void* data, aoq::Dtype dtype, int64_t i) {
 }
 inline void store16(float* data, F32x16 a) { std::memcpy(data, a.lane, sizeof(a)); }
 inline void store16_i32(void* data, I32x16 a) { std::memcpy(data, a.lane, sizeof(a)); }
+inline void store16_i8(int8_t* data, I32x16 a) {  // values that fit
+  for (int lane = 0; lane < kVec; ++lane) data[lane] = static_cast<int8_t>(a.lane[lane]);
+}
 inline I32x16 load16_i32(const void* data) {
   I32x16 result;
   std::memcpy(result.lane, data, sizeof(result));

@@ -23,7 +23,7 @@ const bool kRegistered = register_op("int4_mm", kKernels);
 Tensor int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero_point,
                const std::optional<Tensor>& bias, int64_t n, int64_t group_size) {
   constexpr const char* op = "int4_mm";
-  Int4Mm args{};
+  PackedMm args{};
   check_value(x.dim() >= 1, op, "x", "expected shape [..., k], got a scalar");
   check_value(n > 0, op, "n", "expected at least 1 row of w, got ", n);
   args.n = n;
@@ -34,9 +34,9 @@ Tensor int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const
   args.x_dtype = float_dtype(x.scalar_type(), op, "x");
   args.scale_dtype = float_dtype(scale.scalar_type(), op, "scale");
   check_uint8(packed, op, "packed");
-  const int64_t blocks = int4::ceil_div(n, int4::kUnitN), groups = int4::ceil_div(args.k, group_size);
-  check_shape(packed, {blocks, int4::ceil_div(args.k, int4::kUnitK), int4::kUnitBytes}, op, "packed");
-  check_shape(scale, {blocks, groups, int4::kUnitN}, op, "scale");
+  const int64_t blocks = ceil_div(n, kUnitN), groups = ceil_div(args.k, group_size);
+  check_shape(packed, {blocks, ceil_div(args.k, int4::kUnitK), kUnitBytes}, op, "packed");
+  check_shape(scale, {blocks, groups, kUnitN}, op, "scale");
   check_cpu(packed, op, "packed");
   check_cpu(scale, op, "scale");
   const Tensor packed_ = packed.is_contiguous() ? packed : torch::stable::contiguous(packed);
@@ -48,7 +48,7 @@ Tensor int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const
   if (zero_point) {
     check_type(zero_point->scalar_type() == scale.scalar_type(), op, "zero_point", "expected scale's dtype ",
                dtype_name(scale.scalar_type()), ", got ", dtype_name(zero_point->scalar_type()));
-    check_shape(*zero_point, {blocks, groups, int4::kUnitN}, op, "zero_point");
+    check_shape(*zero_point, {blocks, groups, kUnitN}, op, "zero_point");
     check_cpu(*zero_point, op, "zero_point");
     zero_ = zero_point->is_contiguous() ? *zero_point : torch::stable::contiguous(*zero_point);
     args.zero_point = zero_.const_data_ptr();

@@ -5,29 +5,13 @@
 // The zero point stays out of the inner loop: with codes taken as (code - 8) its share is a rank-(k / group) update,
 //   out[m, n] += sum over groups g of (sum of x[m, k] over g) * (8 - zero_point[n, g]) * scale[n, g].
 #pragma once
-#include <cstdint>
-
-#include "core/dtype.h"
+#include "core/packed_mm.h"
 
 namespace aoq {
 
-struct Int4Mm {
-  int64_t m, n, k, group;
-  const void* x;  // [m][k], rows x_stride elements apart
-  Dtype x_dtype;
-  int64_t x_stride;
-  const uint8_t* packed;   // [ceil(n/16)][ceil(k/8)][64], core/int4.h
-  const void* scale;       // [ceil(n/16)][ceil(k/group)][16]
-  const void* zero_point;  // like scale, or null: 8
-  Dtype scale_dtype;
-  const void* bias;  // [n] or null
-  Dtype bias_dtype;
-  void* out;  // [m][n], contiguous, x_dtype
-};
+using Int4MmKernel = void (*)(const PackedMm&);
 
-using Int4MmKernel = void (*)(const Int4Mm&);
-
-#define AOQ_KERNEL(isa, function) void function(const Int4Mm&);
+#define AOQ_KERNEL(isa, function) void function(const PackedMm&);
 #include "int4_mm/kernels.inc"
 #undef AOQ_KERNEL
 

@@ -1,241 +1,42 @@
-// AMX: bf16 tiles of 16 rows of x by 32 k against 32 k by 16 rows of w, exact products, fp32 sums.
-//
-//   A panel is 32 rows of w; panels are shared out among threads. A chunk is up to 128 k of one group: its eight weight
-//   tiles are decoded into L1 as exact integers (code - 8), then multiplied with up to 32 rows of x at a time in four
-//   sum tiles:
-//
-//              w tile 6    w tile 7
-//   x tile 4   sum 0       sum 1
-//   x tile 5   sum 2       sum 3
-//
-//   While the tile unit multiplies a chunk, the vector unit decodes the next chunk and scales the sums before into the
-//   fp32 panel of out: neither waits for the other. Groups that are not a multiple of 32 end in zeros of x. Bound by
-//   the tile unit for many rows of x, by reading w for few.
-#include "core/amx.h"
-#include "core/vec_avx512.h"
-#include "int4_mm/int4_mm_vector.h"
+// AMX-BF16: tiles of 16 rows of x by 32 k against 32 k by 16 rows of w. Products are exact, sums fp32.
+#include "core/int4.h"
+#include "core/packed_mm_amx.h"
+#include "int4_mm/int4_mm.h"
 
 namespace {
 
-constexpr int64_t kTile = 1024;                 // bytes
-constexpr int64_t kTileRows = 16, kTileK = 32;  // of x
-constexpr int64_t kChunkSteps = 4;              // tiles of k in a chunk
-constexpr int64_t kBlockTiles = 16;             // 256 rows of x stay in L2 while panels pass by
+struct AmxBf16 : Avx512 {
+  static constexpr bool kInt8 = false;
+  static constexpr float kMid = aoq::int4::kMidCode, kOffset = 8;
+  static constexpr int64_t kUnitK = aoq::int4::kUnitK, kTileK = 32;
 
-class AmxMm {
- public:
-  explicit AmxMm(const Int4Mm& p)
-      : p_(p),
-        units_(aoq::int4::ceil_div(p.k, aoq::int4::kUnitK)),
-        groups_(aoq::int4::ceil_div(p.k, p.group)),
-        group_k_(p.group < p.k ? p.group : p.k),
-        group_steps_(aoq::int4::ceil_div(group_k_, kTileK)),
-        // A tile of rows must not start a multiple of 128 KB after another: they would share the same sets of L2.
-        row_tile_bytes_((groups_ * group_steps_ + kChunkSteps) * kTile),
-        row_tiles_(aoq::int4::ceil_div(p.m, kTileRows)),
-        vectors_(aoq::int4::ceil_div(p.n, Avx512::kLanes)),
-        x_(row_tiles_ * row_tile_bytes_),
-        x_sums_(p.zero_point ? p.m * groups_ : 0) {}
-
-  void run() {
-    auto pack = [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) pack_row(row);
-    };
-    parallel(row_tiles_ * kTileRows, at_least_one(65536 / p_.k), pack);
-    const int64_t panels = aoq::int4::ceil_div(vectors_, 2), blocks = aoq::int4::ceil_div(row_tiles_, kBlockTiles);
-    const int64_t rows = row_tiles_ < kBlockTiles ? row_tiles_ : kBlockTiles;
-    auto tasks = [&](int64_t begin, int64_t end) {
-      const Tiles tiles(p_.m);
-      Scratch<uint8_t> weights(2 * kChunkSteps * 2 * kTile);
-      Scratch<float> sums(rows * 2 * 256), products(2 * 4 * 256);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t panel = task % panels, tile = task / panels * kBlockTiles;
-        const Buffers buffers{weights.get(), sums.get(), products.get()};
-        2 * panel + 1 < vectors_ ? multiply_panel<2>(panel, tile, buffers) : multiply_panel<1>(panel, tile, buffers);
-      }
-    };
-    // Below about 5 us of work a second thread costs more than it brings.
-    parallel(blocks * panels, at_least_one(131072 / (p_.k * (4 + rows * 2))), tasks);
+  static __m512i load_x(const char* row, int64_t first, int64_t count) {
+    const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+    return _mm512_maskz_loadu_epi16(mask, row + first * 2);
   }
 
- private:
-  struct Buffers {
-    uint8_t* weights;  // two chunks, [step][vector][16 pairs of k][16 rows of w]
-    float* sums;       // out's panel, [row tile][vector][16][16]
-    float* products;   // two sets of sum tiles, waiting to be scaled
-  };
-
-  // Where a chunk lies: its units, its first tile of x, its group.
-  struct Chunk {
-    int64_t group, step, steps, unit;
-    bool first() const { return step == 0; }
-  };
-
-  Chunk chunk_at(int64_t group, int64_t step) const {
-    const int64_t left = p_.k - group * group_k_;
-    const int64_t steps = aoq::int4::ceil_div(left < group_k_ ? left : group_k_, kTileK) - step;
-    const int64_t unit = (group * group_k_ + step * kTileK) / aoq::int4::kUnitK;
-    return {group, step, steps < kChunkSteps ? steps : kChunkSteps, unit};
-  }
-
-  Chunk after(const Chunk& chunk) const {
-    const Chunk next = chunk_at(chunk.group, chunk.step + chunk.steps);
-    return next.steps > 0 ? next : chunk_at(chunk.group + 1, 0);
-  }
-
-  // Products of up to 32 rows of x with a chunk, not yet scaled.
-  struct Pending {
-    const float* products = nullptr;
-    float* sums;
-    int64_t row_tile, row_tiles, group;
-    bool first;
-  };
-
-  void pack_row(int64_t row) const {
-    uint8_t* out = x_.get() + row / kTileRows * row_tile_bytes_ + row % kTileRows * 64;
-    const char* x = row < p_.m ? static_cast<const char*>(p_.x) + row * p_.x_stride * 2 : nullptr;
-    for (int64_t group = 0; group < groups_; ++group)
-      for (int64_t step = 0; step < group_steps_; ++step, out += kTile) {
-        const int64_t first = group * group_k_ + step * kTileK;
-        int64_t end = (group + 1) * group_k_;
-        end = end < p_.k ? end : p_.k;
-        const int64_t count = x ? clamp(end - first, 0, kTileK) : 0;
-        const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << count) - 1);
-        _mm512_storeu_si512(out, count ? _mm512_maskz_loadu_epi16(mask, x + first * 2) : _mm512_setzero_si512());
-      }
-    if (x && p_.zero_point) sum_groups<Avx512>(p_, x, x_sums_.get() + row * groups_);
-  }
-
-  // One tile of k of a chunk, both vectors: [16 pairs of k][16 rows of w] each.
-  template <int kVectors>
-  void decode(int64_t panel, const Chunk& chunk, int64_t step, uint8_t* out) const {
+  // Four rows of a tile: bf16 pairs of k by sixteen rows of w.
+  static void decode(__m512i raw, uint8_t* rows) {
     const __m512i values = _mm512_broadcast_i64x4(bf16_codes());
-    for (int v = 0; v < kVectors; ++v) {
-      const uint8_t* stream = p_.packed + (2 * panel + v) * units_ * aoq::int4::kUnitBytes;
-      uint8_t* tile = out + (step * 2 + v) * kTile;
-      for (int64_t u = 0; u < 4; ++u) {
-        const int64_t unit = chunk.unit + step * 4 + u;
-        // Past the end x is 0, and so are the weights: what lies there could be anything.
-        const __m512i raw = unit < units_ ? _mm512_loadu_si512(stream + unit * 64) : _mm512_setzero_si512();
-        Avx512::prefetch(stream + unit * 64 + 2048);
-        _mm512_store_si512(tile + u * 256, _mm512_permutexvar_epi16(raw, values));
-        _mm512_store_si512(tile + u * 256 + 64, _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 4), values));
-        _mm512_store_si512(tile + u * 256 + 128, _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 8), values));
-        _mm512_store_si512(tile + u * 256 + 192, _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 12), values));
-      }
-    }
+    _mm512_store_si512(rows, _mm512_permutexvar_epi16(raw, values));
+    _mm512_store_si512(rows + 64, _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 4), values));
+    _mm512_store_si512(rows + 128, _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 8), values));
+    _mm512_store_si512(rows + 192, _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 12), values));
   }
 
-  template <int kVectors>
-  void multiply_panel(int64_t panel, int64_t tile_begin, const Buffers& buffers) const {
-    const int64_t tile_end = tile_begin + kBlockTiles < row_tiles_ ? tile_begin + kBlockTiles : row_tiles_;
-    std::memset(buffers.sums, 0, static_cast<size_t>((tile_end - tile_begin) * 2 * 256) * sizeof(float));
-    uint8_t* weights = buffers.weights;
-    uint8_t* next_weights = weights + kChunkSteps * 2 * kTile;
-    float* products = buffers.products;
-    Pending pending;
-    Chunk chunk = chunk_at(0, 0);
-    for (int64_t step = 0; step < chunk.steps; ++step) decode<kVectors>(panel, chunk, step, weights);
-    while (chunk.group < groups_) {
-      const Chunk next = after(chunk);
-      int64_t decoded = next.group < groups_ ? 0 : next.steps;
-      for (int64_t tile = tile_begin; tile < tile_end; tile += 2) {
-        const bool two = tile + 1 < tile_end;
-        const uint8_t* x = x_.get() + tile * row_tile_bytes_ + (chunk.group * group_steps_ + chunk.step) * kTile;
-        two ? zero_sums<2, kVectors>() : zero_sums<1, kVectors>();
-        for (int64_t step = 0; step < chunk.steps; ++step, x += kTile) {
-          const uint8_t* w = weights + step * 2 * kTile;
-          two ? multiply_step<2, kVectors>(x, w) : multiply_step<1, kVectors>(x, w);
-          if (decoded < next.steps) decode<kVectors>(panel, next, decoded++, next_weights);
-        }
-        two ? store_sums<2, kVectors>(products) : store_sums<1, kVectors>(products);
-        if (pending.products) scale<kVectors>(panel, pending);
-        pending = {products,     buffers.sums + (tile - tile_begin) * 2 * 256, tile, two ? 2 : 1, chunk.group,
-                   chunk.first()};
-        products = products == buffers.products ? products + 4 * 256 : buffers.products;
-      }
-      // Fewer steps here than in the next chunk, and one pass over x.
-      while (decoded < next.steps) decode<kVectors>(panel, next, decoded++, next_weights);
-      chunk = next;
-      uint8_t* const done = weights;
-      weights = next_weights;
-      next_weights = done;
-    }
-    scale<kVectors>(panel, pending);
-    for (int64_t row = tile_begin * kTileRows; row < tile_end * kTileRows && row < p_.m; ++row)
-      for (int v = 0; v < kVectors; ++v) {
-        const float* tile = buffers.sums + ((row / kTileRows - tile_begin) * 2 + v) * 256;
-        store_out<Avx512>(p_, row, 2 * panel + v, _mm512_load_ps(tile + row % kTileRows * 16));
-      }
+  template <int sum, int a, int b>
+  static void dot() {
+    tile_dot_bf16<sum, a, b>();
   }
-
-  template <int kRowTiles, int kVectors>
-  static void zero_sums() {
-    tile_zero<0>();
-    if (kVectors > 1) tile_zero<1>();
-    if (kRowTiles > 1) tile_zero<2>();
-    if (kRowTiles > 1 && kVectors > 1) tile_zero<3>();
-  }
-
-  template <int kRowTiles, int kVectors>
-  void multiply_step(const uint8_t* x, const uint8_t* w) const {
-    tile_load<6>(w, 64);
-    tile_stream<4>(x, 64);
-    tile_dot_bf16<0, 4, 6>();
-    if (kVectors > 1) {
-      tile_load<7>(w + kTile, 64);
-      tile_dot_bf16<1, 4, 7>();
-    }
-    if (kRowTiles > 1) {
-      tile_stream<5>(x + row_tile_bytes_, 64);
-      tile_dot_bf16<2, 5, 6>();
-      if (kVectors > 1) tile_dot_bf16<3, 5, 7>();
-    }
-  }
-
-  template <int kRowTiles, int kVectors>
-  static void store_sums(float* products) {
-    tile_store<0>(products, 64);
-    if (kVectors > 1) tile_store<1>(products + 256, 64);
-    if (kRowTiles > 1) tile_store<2>(products + 512, 64);
-    if (kRowTiles > 1 && kVectors > 1) tile_store<3>(products + 768, 64);
-  }
-
-  // sums += products * scale, and once a group, the sum of x times its zero point's share.
-  template <int kVectors>
-  void scale(int64_t panel, const Pending& pending) const {
-    const int64_t rows = p_.m < kTileRows ? p_.m : kTileRows;
-    for (int v = 0; v < kVectors; ++v) {
-      const GroupScale<Avx512> w(p_, groups_, 2 * panel + v, pending.group);
-      for (int64_t t = 0; t < pending.row_tiles; ++t) {
-        const float* products = pending.products + (t * 2 + v) * 256;
-        float* sums = pending.sums + (t * 2 + v) * 256;
-        for (int64_t r = 0; r < rows; ++r) {
-          const __m512 sum = _mm512_load_ps(sums + r * 16);
-          _mm512_store_ps(sums + r * 16, _mm512_fmadd_ps(_mm512_load_ps(products + r * 16), w.scale, sum));
-        }
-        if (!p_.zero_point || !pending.first) continue;
-        const int64_t row = (pending.row_tile + t) * kTileRows;
-        for (int64_t r = 0; r < rows && row + r < p_.m; ++r) {
-          const __m512 x_sum = _mm512_set1_ps(x_sums_.get()[(row + r) * groups_ + pending.group]);
-          _mm512_store_ps(sums + r * 16, _mm512_fmadd_ps(x_sum, w.shift, _mm512_load_ps(sums + r * 16)));
-        }
-      }
-    }
-  }
-
-  const Int4Mm& p_;
-  const int64_t units_, groups_, group_k_, group_steps_, row_tile_bytes_, row_tiles_, vectors_;
-  Scratch<uint8_t> x_;     // [row tile][group][step][16 rows][32 k]
-  Scratch<float> x_sums_;  // [m][groups], with zero points only
+  static __m512 product(const float* sums) { return _mm512_load_ps(sums); }
 };
 
 }  // namespace
 
-void aoq::int4_mm_amx(const Int4Mm& p) {
+void aoq::int4_mm_amx(const PackedMm& p) {
   // One row leaves fifteen sixteenths of a tile empty; other dtypes have more bits than bf16 holds.
   if (p.m == 1 || p.x_dtype != Dtype::bf16)
     int4_mm_avx512bf16(p);
   else
-    AmxMm(p).run();
+    AmxMm<AmxBf16>(p).run();
 }

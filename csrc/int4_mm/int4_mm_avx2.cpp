@@ -1,15 +1,21 @@
 // AVX2: one k a step in fp32. There is no sixteen-entry look-up: flipping a code's top bit makes it (code - 8) in two's
 // complement, which two shifts sign-extend.
 #include "core/vec_avx2.h"
-#include "int4_mm/int4_mm_vector.h"
+
+#include "core/int4.h"
+#include "core/packed_mm_vector.h"
+#include "int4_mm/int4_mm.h"
 
 namespace {
 
 struct Avx2F32 : Avx2 {
+  using Sum = Vec;
   using Raw = __m256i;
   using Weight = __m256;
   using X = float;
-  static constexpr int kStep = 1, kTileRows = 6, kFusedRows = 2;
+  static constexpr bool kInt8 = false;
+  static constexpr float kMid = aoq::int4::kMidCode, kOffset = 8;
+  static constexpr int kUnitK = aoq::int4::kUnitK, kStep = 1, kTileRows = 6, kFusedRows = 2;
 
   static Raw load_raw(const uint8_t* unit) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit)); }
 
@@ -29,4 +35,4 @@ struct Avx2F32 : Avx2 {
 
 }  // namespace
 
-void aoq::int4_mm_avx2(const Int4Mm& p) { VectorMm<Avx2F32>::run(p); }
+void aoq::int4_mm_avx2(const PackedMm& p) { VectorMm<Avx2F32>::run(p); }

@@ -1,14 +1,20 @@
 // AVX-512 without bf16: one k a step in fp32. A vector permutation looks sixteen codes up, already minus 8.
 #include "core/vec_avx512.h"
-#include "int4_mm/int4_mm_vector.h"
+
+#include "core/int4.h"
+#include "core/packed_mm_vector.h"
+#include "int4_mm/int4_mm.h"
 
 namespace {
 
 struct Avx512F32 : Avx512 {
+  using Sum = Vec;
   using Raw = __m512i;
   using Weight = __m512;
   using X = float;
-  static constexpr int kStep = 1, kTileRows = 12, kFusedRows = 4;
+  static constexpr bool kInt8 = false;
+  static constexpr float kMid = aoq::int4::kMidCode, kOffset = 8;
+  static constexpr int kUnitK = aoq::int4::kUnitK, kStep = 1, kTileRows = 12, kFusedRows = 4;
 
   static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
 
@@ -28,4 +34,4 @@ struct Avx512F32 : Avx512 {
 
 }  // namespace
 
-void aoq::int4_mm_avx512(const Int4Mm& p) { VectorMm<Avx512F32>::run(p); }
+void aoq::int4_mm_avx512(const PackedMm& p) { VectorMm<Avx512F32>::run(p); }

@@ -1,14 +1,20 @@
 // AVX512_BF16: two k a step. vdpbf16ps multiplies bf16 pairs exactly and adds in fp32; codes minus 8 are exact in bf16.
 #include "core/vec_avx512.h"
-#include "int4_mm/int4_mm_vector.h"
+
+#include "core/int4.h"
+#include "core/packed_mm_vector.h"
+#include "int4_mm/int4_mm.h"
 
 namespace {
 
 struct Avx512Bf16 : Avx512 {
+  using Sum = Vec;
   using Raw = __m512i;
   using Weight = __m512i;
   using X = uint32_t;  // a bf16 pair
-  static constexpr int kStep = 2, kTileRows = 12, kFusedRows = 4;
+  static constexpr bool kInt8 = false;
+  static constexpr float kMid = aoq::int4::kMidCode, kOffset = 8;
+  static constexpr int kUnitK = aoq::int4::kUnitK, kStep = 2, kTileRows = 12, kFusedRows = 4;
 
   static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
 
@@ -34,7 +40,7 @@ struct Avx512Bf16 : Avx512 {
 
 }  // namespace
 
-void aoq::int4_mm_avx512bf16(const Int4Mm& p) {
+void aoq::int4_mm_avx512bf16(const PackedMm& p) {
   // fp16 and fp32 have more bits than a bf16 pair holds: they are multiplied in fp32.
   p.x_dtype == Dtype::bf16 ? VectorMm<Avx512Bf16>::run(p) : int4_mm_avx512(p);
 }

@@ -5,28 +5,28 @@
 
 namespace aoq {
 
-void int4_mm_ref(const Int4Mm& p) {
-  const int64_t units = int4::ceil_div(p.k, int4::kUnitK), groups = int4::ceil_div(p.k, p.group);
+void int4_mm_ref(const PackedMm& p) {
+  const int64_t units = ceil_div(p.k, int4::kUnitK), groups = ceil_div(p.k, p.group);
   auto blocks = [&](int64_t begin, int64_t end) {
-    Scratch<float> weights(p.k * int4::kUnitN);  // [k][16]
+    Scratch<float> weights(p.k * kUnitN);  // [k][16]
     for (int64_t block = begin; block < end; ++block) {
       for (int64_t k = 0; k < p.k; ++k) {
-        const uint8_t* unit = p.packed + (block * units + k / int4::kUnitK) * int4::kUnitBytes;
-        for (int64_t i = 0; i < int4::kUnitN; ++i) {
+        const uint8_t* unit = p.packed + (block * units + k / int4::kUnitK) * kUnitBytes;
+        for (int64_t i = 0; i < kUnitN; ++i) {
           uint32_t lane;
           std::memcpy(&lane, unit + 4 * i, 4);
           const float code = static_cast<float>(lane >> int4::lane_shift(static_cast<int>(k % int4::kUnitK)) & 15);
-          const int64_t at = (block * groups + k / p.group) * int4::kUnitN + i;
+          const int64_t at = (block * groups + k / p.group) * kUnitN + i;
           const float zero = p.zero_point ? load_float(p.zero_point, p.scale_dtype, at) : int4::kMidCode;
-          weights.get()[k * int4::kUnitN + i] = (code - zero) * load_float(p.scale, p.scale_dtype, at);
+          weights.get()[k * kUnitN + i] = (code - zero) * load_float(p.scale, p.scale_dtype, at);
         }
       }
-      const int64_t first = block * int4::kUnitN, count = p.n - first < int4::kUnitN ? p.n - first : int4::kUnitN;
+      const int64_t first = block * kUnitN, count = p.n - first < kUnitN ? p.n - first : kUnitN;
       for (int64_t m = 0; m < p.m; ++m) {
-        float sum[int4::kUnitN] = {};
+        float sum[kUnitN] = {};
         for (int64_t k = 0; k < p.k; ++k) {
           const float x = load_float(p.x, p.x_dtype, m * p.x_stride + k);
-          for (int64_t i = 0; i < int4::kUnitN; ++i) sum[i] += x * weights.get()[k * int4::kUnitN + i];
+          for (int64_t i = 0; i < kUnitN; ++i) sum[i] += x * weights.get()[k * kUnitN + i];
         }
         for (int64_t i = 0; i < count; ++i) {
           const float bias = p.bias ? load_float(p.bias, p.bias_dtype, first + i) : 0;
@@ -35,7 +35,7 @@ void int4_mm_ref(const Int4Mm& p) {
       }
     }
   };
-  parallel(int4::ceil_div(p.n, int4::kUnitN), 1, blocks);
+  parallel(ceil_div(p.n, kUnitN), 1, blocks);
 }
 
 }  // namespace aoq

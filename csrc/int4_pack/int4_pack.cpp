@@ -23,11 +23,10 @@ Tensor int4_pack(const Tensor& qdata, int64_t k) {
   check_value(qdata.dim() == 2, op, "qdata", "expected shape [n, ceil(k/2)], got ", shape(qdata));
   check_value(k > 0, op, "k", "expected at least 1, got ", k);
   const int64_t n = qdata.size(0);
-  check_shape(qdata, {n, int4::ceil_div(k, 2)}, op, "qdata");
+  check_shape(qdata, {n, ceil_div(k, 2)}, op, "qdata");
   check_value(n > 0, op, "qdata", "expected at least one row, got ", shape(qdata));
   const Tensor qdata_ = qdata.is_contiguous() ? qdata : torch::stable::contiguous(qdata);
-  Tensor packed = torch::stable::new_empty(
-      qdata, {int4::ceil_div(n, int4::kUnitN), int4::ceil_div(k, int4::kUnitK), int4::kUnitBytes});
+  Tensor packed = torch::stable::new_empty(qdata, {ceil_div(n, kUnitN), ceil_div(k, int4::kUnitK), kUnitBytes});
   select(kKernels)(Int4Pack{n, k, static_cast<const uint8_t*>(qdata_.const_data_ptr()),
                             static_cast<uint8_t*>(packed.mutable_data_ptr())});
   return packed;

@@ -14,7 +14,8 @@ inline I32x16 close_up(I32x16 nibbles) {
 }
 
 inline void pack_blocks(const aoq::Int4Pack& p, int64_t begin, int64_t end) {
-  using namespace aoq::int4;
+  using namespace aoq;
+  using int4::kUnitK;
   const int64_t units = ceil_div(p.k, kUnitK), row_bytes = ceil_div(p.k, 2);
   uint8_t edge[kUnitN * 4];
   for (int64_t block = begin; block < end; ++block) {
@@ -40,7 +41,7 @@ inline void pack_blocks(const aoq::Int4Pack& p, int64_t begin, int64_t end) {
 
 inline void pack(const aoq::Int4Pack& p) {
   auto blocks = [&](int64_t begin, int64_t end) { pack_blocks(p, begin, end); };
-  parallel(aoq::int4::ceil_div(p.n, aoq::int4::kUnitN), 1 + 65536 / (p.k * aoq::int4::kUnitN), blocks);
+  parallel(aoq::ceil_div(p.n, aoq::kUnitN), 1 + 65536 / (p.k * aoq::kUnitN), blocks);
 }
 
 }  // namespace

@@ -42,9 +42,9 @@ std::tuple<Tensor, Tensor, Tensor> int4_quantize(const Tensor& w, int64_t group_
   const ScalarType stored = scale_dtype.value_or(w.scalar_type());
   args.scale_dtype = float_dtype(stored, op, "scale_dtype");
 
-  const int64_t groups = int4::ceil_div(args.k, group_size);
+  const int64_t groups = ceil_div(args.k, group_size);
   const bool has_zero_point = args.mapping != Int4Mapping::symmetric;
-  Tensor qdata = torch::stable::new_empty(w, {args.n, int4::ceil_div(args.k, 2)}, ScalarType::Byte);
+  Tensor qdata = torch::stable::new_empty(w, {args.n, ceil_div(args.k, 2)}, ScalarType::Byte);
   Tensor scale = torch::stable::new_empty(w, {args.n, groups}, stored);
   Tensor zero_point = torch::stable::new_empty(w, {args.n, has_zero_point ? groups : 0}, stored);
   if (args.n == 0) return {qdata, scale, zero_point};

@@ -80,7 +80,7 @@ inline float optimised_zero(const Group& group, float scale, float zero) {
       const F32x16 shrunk = max(size - power(max(size, splat(1e-12f)), kP - 1) * splat(1 / beta), splat(0.0f));
       const F32x16 kept = from_bits(bits(shrunk) | (bits(error) & splat(static_cast<int32_t>(0x80000000))));
       const F32x16 mask = (v + 1) * 16 <= group.count ? one : group.mask(v);
-      errors = errors + size * mask;
+      errors = errors + size * size * mask;
       zeros = zeros + (code - (w - kept) / s) * mask;
     }
     const float error = sum_lanes(errors);
@@ -148,19 +148,19 @@ inline bool load_group(const void* row, Dtype dtype, int64_t first, int64_t coun
 }
 
 inline void quantize(const Int4Quantize& p) {
-  const int64_t group = p.group < p.k ? p.group : p.k, groups = aoq::int4::ceil_div(p.k, group);
+  const int64_t group = p.group < p.k ? p.group : p.k, groups = aoq::ceil_div(p.k, group);
   auto rows = [&](int64_t begin, int64_t end) {
-    Scratch<float> w(aoq::int4::ceil_div(group, 16) * 16);
+    Scratch<float> w(aoq::ceil_div(group, 16) * 16);
     for (int64_t row = begin; row < end; ++row) {
       const char* data = static_cast<const char*>(p.w) + row * p.w_stride * size_of(p.w_dtype);
-      uint8_t* qdata = p.qdata + row * aoq::int4::ceil_div(p.k, 2);
+      uint8_t* qdata = p.qdata + row * aoq::ceil_div(p.k, 2);
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t first = g * group, count = p.k - first < group ? p.k - first : group;
         if (!load_group(data, p.w_dtype, first, count, w.get())) {
           __atomic_store_n(p.bad_row, row, __ATOMIC_RELAXED);
           return;
         }
-        quantize_group(p, {w.get(), count, aoq::int4::ceil_div(count, 16)}, row * groups + g, qdata + first / 2);
+        quantize_group(p, {w.get(), count, aoq::ceil_div(count, 16)}, row * groups + g, qdata + first / 2);
       }
     }
   };

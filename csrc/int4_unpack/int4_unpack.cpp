@@ -22,10 +22,9 @@ Tensor int4_unpack(const Tensor& packed, int64_t n, int64_t k) {
   check_uint8(packed, op, "packed");
   check_value(n > 0, op, "n", "expected at least 1, got ", n);
   check_value(k > 0, op, "k", "expected at least 1, got ", k);
-  check_shape(packed, {int4::ceil_div(n, int4::kUnitN), int4::ceil_div(k, int4::kUnitK), int4::kUnitBytes}, op,
-              "packed");
+  check_shape(packed, {ceil_div(n, kUnitN), ceil_div(k, int4::kUnitK), kUnitBytes}, op, "packed");
   const Tensor packed_ = packed.is_contiguous() ? packed : torch::stable::contiguous(packed);
-  Tensor qdata = torch::stable::new_empty(packed, {n, int4::ceil_div(k, 2)});
+  Tensor qdata = torch::stable::new_empty(packed, {n, ceil_div(k, 2)});
   select(kKernels)(Int4Unpack{n, k, static_cast<const uint8_t*>(packed_.const_data_ptr()),
                               static_cast<uint8_t*>(qdata.mutable_data_ptr())});
   return qdata;

@@ -14,7 +14,8 @@ inline I32x16 spread_out(I32x16 nibbles) {
 }
 
 inline void unpack_blocks(const aoq::Int4Unpack& p, int64_t begin, int64_t end) {
-  using namespace aoq::int4;
+  using namespace aoq;
+  using int4::kUnitK;
   const int64_t units = ceil_div(p.k, kUnitK), row_bytes = ceil_div(p.k, 2);
   for (int64_t block = begin; block < end; ++block) {
     uint8_t* rows = p.qdata + block * kUnitN * row_bytes;
@@ -32,7 +33,7 @@ inline void unpack_blocks(const aoq::Int4Unpack& p, int64_t begin, int64_t end) 
 
 inline void unpack(const aoq::Int4Unpack& p) {
   auto blocks = [&](int64_t begin, int64_t end) { unpack_blocks(p, begin, end); };
-  parallel(aoq::int4::ceil_div(p.n, aoq::int4::kUnitN), 1 + 65536 / (p.k * aoq::int4::kUnitN), blocks);
+  parallel(aoq::ceil_div(p.n, aoq::kUnitN), 1 + 65536 / (p.k * aoq::kUnitN), blocks);
 }
 
 }  // namespace

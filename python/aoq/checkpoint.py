@@ -111,7 +111,7 @@ def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
     described: dict[str, tuple[Path, str]] = {}
     for file in files:
         with open_safetensors(file) as opened:
-            for name in opened.keys():
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
                 part = opened.get_slice(name)
                 tensors[name] = torch.empty(part.get_shape(), dtype=_dtype(file, part.get_dtype()), device="meta")
             metadata = opened.metadata() or {}

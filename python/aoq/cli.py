@@ -8,7 +8,7 @@ import json
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
@@ -20,6 +20,7 @@ from rich.table import Table
 
 import aoq
 from aoq import _C
+from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
 from aoq.config import AOBaseConfig, MappingType, config_from_dict
 from aoq.tensors.int4 import Int4WeightOnlyConfig
 
@@ -98,8 +99,6 @@ def _config(name: str, group_size: int, hqq: bool, symmetric: bool) -> AOBaseCon
         return Int4WeightOnlyConfig(group_size=group_size, use_hqq=hqq, mapping_type=mapping)
     if not name.endswith(".json"):
         raise ValueError(f"--config: expected int4 or a JSON file, got {name}")
-    from aoq.checkpoint import read_json
-
     try:
         return config_from_dict(read_json(Path(name)))
     except (TypeError, ValueError) as error:
@@ -172,7 +171,7 @@ def _print_installation() -> None:
 
 def _cuda() -> str:
     """Whether kernels run on CUDA here, or the first reason why not."""
-    built = _C.build_info()["cuda"]
+    built: str = _C.build_info()["cuda"]
     if built.startswith("no"):
         return built
     if torch.version.cuda is None:
@@ -183,15 +182,11 @@ def _cuda() -> str:
 
 
 def _print_checkpoint(directory: Path) -> None:
-    from aoq.checkpoint import read_json, stored_weights, weight_files
-
     weights = stored_weights(weight_files(directory)).values()
-    kinds: dict[tuple[str, str], list[int]] = {}
+    kinds: dict[tuple[str, str], list[StoredWeight]] = {}
     for weight in weights:
         module = weight.name.removesuffix(".weight").rpartition(".")[2]
-        count = kinds.setdefault((module, weight.format), [0, 0, 0])
-        for i, value in enumerate((1, weight.numel, weight.nbytes)):
-            count[i] += value
+        kinds.setdefault((module, weight.format), []).append(weight)
     config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
     title = ", ".join(config.get("architectures") or [str(directory)])
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
@@ -199,16 +194,17 @@ def _print_checkpoint(directory: Path) -> None:
     table.add_column("format")
     for heading in ("count", "weights", "bits/weight", "MB"):
         table.add_column(heading, justify="right")
-    total = [sum(column) for column in zip(*kinds.values(), strict=True)]
-    for (module, kind), (count, numel, nbytes) in sorted(kinds.items(), key=lambda item: -item[1][2]):
-        table.add_row(module, kind, *_figures(count, numel, nbytes))
+    rows = [(*key, *_figures(members)) for key, members in kinds.items()]
+    for row in sorted(rows, key=lambda row: -float(row[-1])):
+        table.add_row(*row)
     table.add_section()
-    table.add_row("all", "", *_figures(*total))
+    table.add_row("all", "", *_figures(weights))
     console.print(table)
 
 
-def _figures(count: int, numel: int, nbytes: int) -> tuple[str, str, str, str]:
-    return str(count), f"{numel:,}", f"{8 * nbytes / max(numel, 1):.2f}", f"{nbytes / 1e6:.1f}"
+def _figures(weights: Collection[StoredWeight]) -> tuple[str, str, str, str]:
+    numel, nbytes = sum(weight.numel for weight in weights), sum(weight.nbytes for weight in weights)
+    return str(len(weights)), f"{numel:,}", f"{8 * nbytes / max(numel, 1):.2f}", f"{nbytes / 1e6:.1f}"
 
 
 def _quiet_transformers() -> None:

@@ -63,7 +63,7 @@ class SafetensorsDirectory:
     def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         for file in self.files:
             with open_safetensors(file) as opened:
-                for name in opened.keys():
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
                     yield name, opened.get_tensor(name)
 
     def save_extras(self, directory: Path) -> None:

@@ -64,9 +64,7 @@ def evaluation_windows(
 
 
 @torch.inference_mode()
-def evaluate(
-    model: PreTrainedModel, windows: torch.Tensor, reference: PreTrainedModel | None = None
-) -> Quality:
+def evaluate(model: PreTrainedModel, windows: torch.Tensor, reference: PreTrainedModel | None = None) -> Quality:
     """Perplexity of `model` on `windows` (int64 [count, length]); with `reference`, its distance from it too.
 
     Both models see each window in turn, so no logits are stored between windows. Raises ValueError when the
@@ -101,5 +99,5 @@ def evaluate(
 
 def _logits(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
     """Logits [length - 1, vocabulary] on the CPU, for every token of `window` but the first."""
-    out = model(input_ids=window[None].to(model.device), use_cache=False).logits
-    return out[0, :-1].cpu()
+    logits: torch.Tensor = model(input_ids=window[None].to(model.device), use_cache=False).logits
+    return logits[0, :-1].cpu()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import real_model, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, Pre
 from aoq import FqnToConfig, Int4Tensor, Int4WeightOnlyConfig, MappingType, QuantizedTensor, quantize_
 from aoq.integrations.safetensors import flatten
 from aoq.integrations.transformers import AoqConfig
+from example_models import real_model, tiny_model
 
 CONFIG = Int4WeightOnlyConfig(group_size=32)
 IDS = torch.tensor([[1, 17, 42, 99, 5, 64, 23]])
@@ -145,7 +145,7 @@ def test_fqn_to_config(tmp_path: Path) -> None:
     assert "lm_head.weight" not in groups  # `_default` does not reach what is left out by default
     model.save_pretrained(tmp_path / "int4")
     assert_identical(model, load(tmp_path / "int4"))
-    with pytest.raises(ValueError, match="gate_projj.*did you mean"):
+    with pytest.raises(ValueError, match=r"gate_projj.*did you mean"):
         load(tiny_model(tmp_path), AoqConfig(FqnToConfig({"model.layers.0.mlp.gate_projj": CONFIG})))
 
 
@@ -242,9 +242,9 @@ def test_config_json() -> None:
 
 
 def test_config_errors() -> None:
-    with pytest.raises(TypeError, match="quant_type.*Int4WeightOnlyConfig"):
+    with pytest.raises(TypeError, match=r"quant_type.*Int4WeightOnlyConfig"):
         AoqConfig("int4")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Int5WeightOnlyConfig.*known.*Int4WeightOnlyConfig"):
+    with pytest.raises(ValueError, match=r"Int5WeightOnlyConfig.*known.*Int4WeightOnlyConfig"):
         AoqConfig({"_type": "Int5WeightOnlyConfig", "_data": {}})
 
 

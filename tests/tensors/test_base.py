@@ -385,7 +385,13 @@ def test_compile_with_gradients() -> None:
 def test_the_compile_cache_tells_tensors_apart() -> None:
     key = quantized()._stable_hash_for_caching()
     assert key == quantized()._stable_hash_for_caching()
-    others = [plain(), quantized(48, 72), quantized().half(), quantized(config=Int4WeightOnlyConfig(8)), quantized().t()]
+    others = [
+        plain(),
+        quantized(48, 72),
+        quantized().half(),
+        quantized(config=Int4WeightOnlyConfig(8)),
+        quantized().t(),
+    ]
     assert key not in [other._stable_hash_for_caching() for other in others]
 
 
@@ -410,3 +416,27 @@ def test_export(strict: bool, dynamic: bool) -> None:
     assert sum(node.target is torch.ops.aoq.int4_mm.default for node in program.graph.nodes) == 2
     x = torch.randn(7, 72) if dynamic else X
     torch.testing.assert_close(program.module()(x), layers(x))
+
+
+# ---- tensor parallelism
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_shards_in_dtensors_multiply(dim: int) -> None:
+    from torch import distributed
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    w, x = plain(64, 96, config=Int4WeightOnlyConfig(group_size=64)), torch.randn(3, 96)
+    expected = F.linear(x, w[:32]) if dim == 0 else F.linear(x[:, :48], w[:, :48])
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)  # the other rank is imagined
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        shard = distribute_tensor(w, mesh, [Shard(dim)], src_data_rank=None)
+        assert isinstance(shard.to_local(), Int4Tensor) and shard.shape == w.shape
+        inputs = DTensor.from_local(x, mesh, [Replicate()]).redistribute(
+            placements=[Replicate() if dim == 0 else Shard(1)]
+        )
+        torch.testing.assert_close(F.linear(inputs, shard).to_local(), expected)
+    finally:
+        distributed.destroy_process_group()

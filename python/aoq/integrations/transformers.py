@@ -69,7 +69,7 @@ class AoqConfig(QuantizationConfigMixin):
         ignored.pop("quant_method", None)
         if ignored:
             logger.warning("AoqConfig: no effect here: %s", ", ".join(sorted(ignored)))
-        self.quant_method = "aoq"
+        self.quant_method: Any = "aoq"
         self.quant_type = quant_type
         self.modules_to_not_convert = modules_to_not_convert
         self.include_embedding = include_embedding
@@ -139,7 +139,7 @@ class AoqQuantizer(HfQuantizer):
         if self.quantization_config.include_embedding:
             return []
         modules = dict(model.named_modules())
-        kept = self.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        kept = self.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
         # transformers lists the last norm too: what is never quantized need not be named.
         return sorted(name for name in kept if isinstance(modules.get(name), nn.Linear | nn.Embedding))
 
@@ -154,18 +154,17 @@ class AoqQuantizer(HfQuantizer):
         return [*weight_conversions, *self.get_weight_conversions()]
 
     def get_weight_conversions(self) -> list[WeightConverter]:
-        patterns: dict[str, set[str]] = {}
+        patterns: dict[str, set[str]] = {}  # of the parts, for each name that a parameter has in its module
         for fqn, weight in self.stored.items():
-            patterns.setdefault(fqn.rpartition(".")[2], set()).update(rf"\.{part.rpartition('.')[2]}" for part in weight.parts)
+            parts = {rf"\.{part.rpartition('.')[2]}" for part in weight.parts}
+            patterns.setdefault(fqn.rpartition(".")[2], set()).update(parts)
         return [WeightConverter(sorted(parts), f".{param}", [_Read(self)]) for param, parts in patterns.items()]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         # Saving undoes the conversions of loading; `get_state_dict_and_metadata` has undone ours by then.
-        model._weight_conversions = [
-            conversion
-            for conversion in model._weight_conversions
-            if not any(isinstance(op, _Read) for op in getattr(conversion, "operations", ()))
-        ]
+        used: Any = model._weight_conversions
+        ours = [entry for entry in used if any(isinstance(op, _Read) for op in getattr(entry, "operations", ()))]
+        model._weight_conversions = [entry for entry in used if entry not in ours]  # type: ignore[assignment]
         return model
 
     # ---- saving
@@ -180,7 +179,9 @@ class AoqQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         dequantize_(model)
-        return model.to(dtype)
+        for param in model.parameters():
+            param.data = param.data.to(dtype)
+        return model
 
     # ---- what else transformers asks
 
@@ -212,13 +213,15 @@ class _Quantize(ConversionOps):
         self.quantizer = quantizer
 
     @torch.no_grad()
-    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = {}
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, list[Tensor]]:
+        out: dict[str, list[Tensor]] = {}
         for name, values in input_dict.items():
             w = values[0] if isinstance(values, list) else values
             config = self.quantizer.configs.get(name)
             try:
-                out[name] = w if config is None else nn.Parameter(config.quantize(w), requires_grad=False)
+                out[name] = [w if config is None else nn.Parameter(config.quantize(w), requires_grad=False)]
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{name}: {error}") from error
         return out
@@ -234,14 +237,15 @@ class _Read(ConversionOps):
         return self  # transformers copies conversions for each tensor: time quadratic in the model's size
 
     def convert(
-        self, input_dict: dict[str, list[Tensor]], full_layer_name: str, model: PreTrainedModel, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        weight = self.hf_quantizer.stored[full_layer_name]
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, list[Tensor]]:
+        name = kwargs["full_layer_name"]
+        weight = self.hf_quantizer.stored[name]
         owner = weight.name.rpartition(".")[0]
         parts = {owner + pattern.removeprefix("\\"): values[0] for pattern, values in input_dict.items()}
         w = unflatten_one(weight.name, weight.description, parts)
-        dtype = model.get_parameter(full_layer_name).dtype
-        return {full_layer_name: nn.Parameter(w if w.dtype == dtype else w.to(dtype), requires_grad=False)}
+        dtype = kwargs["model"].get_parameter(name).dtype
+        return {name: [nn.Parameter(w if w.dtype == dtype else w.to(dtype), requires_grad=False)]}
 
 
 def model_names(
@@ -272,13 +276,14 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
 
     Raises ValueError when transformers has no such model.
     """
+    if not config.architectures:
+        raise ValueError("the config names no architecture")
+    model_class = getattr(transformers, config.architectures[0], None)
+    if model_class is None:
+        raise ValueError(f"transformers {transformers.__version__} has no {config.architectures[0]}")
     with torch.device("meta"):
-        if not config.architectures:
-            return AutoModelForCausalLM.from_config(config)
-        model_class = getattr(transformers, config.architectures[0], None)
-        if model_class is None:
-            raise ValueError(f"transformers {transformers.__version__} has no {config.architectures[0]}")
-        return model_class._from_config(config)
+        model: PreTrainedModel = model_class._from_config(config)
+    return model
 
 
 def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -288,7 +293,9 @@ def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     """
     stored_weights(weight_files(directory))
     read_json(directory / "config.json")
-    model, loaded = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    loaded: Any
+    model: Any
+    model, loaded = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)  # type: ignore[misc]
     if loaded["missing_keys"]:
         raise ValueError(f"{directory}: lacks the weight {min(loaded['missing_keys'])}")
     return model, AutoTokenizer.from_pretrained(directory)

@@ -99,7 +99,7 @@ def _codes(groups: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 
 def _hqq_zero_point(groups: Tensor, real: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """The zero point of each group with the least mean absolute error that HQQ's iteration meets.
+    """The zero point of each group with the least mean squared error that HQQ's iteration meets.
 
     groups [n, G, group_size] fp32, real [G, group_size] 1 where groups is not padding, scale and
     zero_point [n, G, 1] fp32. A group stops at its first iteration that does not lower its error.
@@ -111,7 +111,7 @@ def _hqq_zero_point(groups: Tensor, real: Tensor, scale: Tensor, zero_point: Ten
     for _ in range(_HQQ_ITERATIONS):
         q = _codes(groups, scale, zero_point)
         error = groups - (q - zero_point) * scale
-        mean_error = (error.abs() * real).sum(-1, keepdim=True) / count
+        mean_error = (error.square() * real).sum(-1, keepdim=True) / count
         active = active & (mean_error < best_error)
         if not active.any():
             break

@@ -33,7 +33,6 @@ class QuantizedTensor(torch.Tensor):
     tensors: ClassVar[tuple[str, ...]]  # stored tensors, in constructor order; all but the first may be None
     attrs: ClassVar[tuple[str, ...]]  # hashable metadata, in constructor order
     ops: ClassVar[dict[Any, Callable[..., Any]]] = {}  # what torch functions and aten ops do
-
     formats: ClassVar[dict[str, type[QuantizedTensor]]] = {}  # every subclass by name
 
     weight_shape: tuple[int, ...]
@@ -85,7 +84,7 @@ class QuantizedTensor(torch.Tensor):
         raise NotImplementedError
 
     def narrow_weight(self, dim: int, start: int, length: int) -> Self:
-        """The weight's `length` indices of `dim` from `start`; `dim` is n or k (see `narrow_parts` for others)."""
+        """The weight's `length` indices of `dim`, which is that of n or of k, from `start`."""
         raise NotImplementedError
 
     @property

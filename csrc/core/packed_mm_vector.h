@@ -1,4 +1,5 @@
-// int4_mm for a vector ISA. An Engine gives the width and the multiply; the plan is the same for all:
+// The plan of every matmul on packed weights for a vector ISA. An Engine gives the width, the decoding and the
+// multiply:
 //
 //   A panel is two vectors of rows of w; panels are shared out among threads.
 //   Few rows of x (m <= kFusedRows): decode in registers, multiply at once; bound by reading w.
@@ -12,16 +13,18 @@
 //          +-----------+-----------+
 //   tile   | rows x 2 accumulators |
 //
-// Engine: Vec (kLanes floats), Raw (the same rows of a unit), Weight (decoded: code - 8), X (kStep values of x, broadcast
-//   together), and the functions used below.
+// Engine: Vec (kLanes floats), Sum (kLanes products' sums, fp32 or int32), Raw (a vector's rows of a unit of kUnitK
+// columns),
+//   Weight (decoded: code - kOffset), X (kStep values of x, broadcast together), kMid (the zero point where none is
+//   given), kInt8 (x is quantized to int8 per row before it is multiplied), and the functions used below.
 #pragma once
-#include "core/int4.h"
+#include "core/packed_mm.h"
 #include "core/parallel.h"
-#include "int4_mm/int4_mm.h"
+#include "core/quantize_row.h"
 
 namespace {
 
-using aoq::Int4Mm;
+using aoq::PackedMm;
 
 // A row of x as floats, `stride` apart, zeros from k to steps.
 template <class Lanes>
@@ -40,7 +43,7 @@ void pack_f32(const void* x, aoq::Dtype dtype, int64_t k, int64_t steps, float* 
 
 // The sum of a row of x over each group.
 template <class Lanes>
-void sum_groups(const Int4Mm& p, const void* x, float* sums) {
+void sum_groups(const PackedMm& p, const void* x, float* sums) {
   for (int64_t begin = 0; begin < p.k;) {
     const int64_t end = p.k - begin > p.group ? begin + p.group : p.k;
     auto sum = Lanes::set(0);
@@ -52,33 +55,50 @@ void sum_groups(const Int4Mm& p, const void* x, float* sums) {
   }
 }
 
-// A group of one vector of rows of w: its scale, and what the group's sum of x is multiplied with where there are zero
-// points, (8 - zero_point) * scale.
-template <class Lanes>
+// A group of one vector of rows of w: its scale, and what the group's sum of x is multiplied with,
+// (what decode subtracted from a code - zero_point) * scale.
+template <class Engine>
 struct GroupScale {
-  typename Lanes::Vec scale, shift;
+  typename Engine::Vec scale, shift;
 
   GroupScale() = default;
-  GroupScale(const Int4Mm& p, int64_t groups, int64_t vector, int64_t group) {
-    const int64_t row = vector * Lanes::kLanes;
-    const int64_t at = (row / aoq::int4::kUnitN * groups + group) * aoq::int4::kUnitN + row % aoq::int4::kUnitN;
-    scale = Lanes::load(p.scale, p.scale_dtype, at);
-    const auto mid = Lanes::set(aoq::int4::kMidCode);
-    const auto zero = p.zero_point ? Lanes::load(p.zero_point, p.scale_dtype, at) : mid;
-    shift = Lanes::mul(Lanes::sub(mid, zero), scale);
+  GroupScale(const PackedMm& p, int64_t groups, int64_t vector, int64_t group) {
+    const int64_t row = vector * Engine::kLanes;
+    const int64_t at = (row / aoq::kUnitN * groups + group) * aoq::kUnitN + row % aoq::kUnitN;
+    scale = Engine::load(p.scale, p.scale_dtype, at);
+    const auto zero = p.zero_point ? Engine::load(p.zero_point, p.scale_dtype, at) : Engine::set(Engine::kMid);
+    shift = Engine::mul(Engine::sub(Engine::set(Engine::kOffset), zero), scale);
   }
+
+  // Without a zero point, and with codes decoded around it, sums of x are not needed.
+  static bool has_shift(const PackedMm& p) { return p.zero_point != nullptr || Engine::kMid != Engine::kOffset; }
 };
 
 // One vector of a row of out, with its bias, in out's dtype.
 template <class Lanes>
-void store_out(const Int4Mm& p, int64_t row, int64_t vector, typename Lanes::Vec sum) {
+void store_out(const PackedMm& p, const RowScale* x_scale, int64_t row, int64_t vector, typename Lanes::Vec sum) {
   const int64_t first = vector * Lanes::kLanes, count = p.n - first < Lanes::kLanes ? p.n - first : Lanes::kLanes;
-  if (p.bias) {
-    const bool whole = count == Lanes::kLanes;
-    sum = Lanes::add(
-        sum, whole ? Lanes::load(p.bias, p.bias_dtype, first) : Lanes::load_part(p.bias, p.bias_dtype, first, count));
+  auto load = [&](const void* data, aoq::Dtype dtype) {
+    return count == Lanes::kLanes ? Lanes::load(data, dtype, first) : Lanes::load_part(data, dtype, first, count);
+  };
+  if (x_scale) {
+    const RowScale x = x_scale[row];
+    if (x.zero_point != 0) sum = Lanes::fma(Lanes::set(-x.zero_point), load(p.w_sum, aoq::Dtype::f32), sum);
+    sum = Lanes::mul(sum, Lanes::set(x.scale));
   }
+  if (p.bias) sum = Lanes::add(sum, load(p.bias, p.bias_dtype));
   Lanes::store(p.out, p.x_dtype, row * p.n + first, sum, count);
+}
+
+// The same of a row quantized to int8.
+inline void sum_groups(const PackedMm& p, const int8_t* codes, float* sums) {
+  for (int64_t begin = 0; begin < p.k;) {
+    const int64_t end = p.k - begin > p.group ? begin + p.group : p.k;
+    int32_t sum = 0;
+    for (int64_t k = begin; k < end; ++k) sum += codes[k];
+    *sums++ = static_cast<float>(sum);
+    begin = end;
+  }
 }
 
 inline int64_t at_least_one(int64_t value) { return value > 1 ? value : 1; }
@@ -89,30 +109,33 @@ inline int64_t clamp(int64_t value, int64_t low, int64_t high) {
 template <class Engine>
 class VectorMm {
   using Vec = typename Engine::Vec;
+  using Sum = typename Engine::Sum;
   using Raw = typename Engine::Raw;
   using Weight = typename Engine::Weight;
   using X = typename Engine::X;
   static constexpr int kLanes = Engine::kLanes, kStep = Engine::kStep, kTileRows = Engine::kTileRows;
-  static constexpr int kSteps = aoq::int4::kUnitK / kStep;  // a unit
-  static constexpr int64_t kChunk = 128;                    // k decoded at a time: 16 or 32 KB with two vectors
-  static constexpr int64_t kPrefetch = 2048;                // bytes ahead in the stream of codes
+  static constexpr int kSteps = Engine::kUnitK / kStep;  // of a unit
+  static constexpr int64_t kChunk = 128;                 // k decoded at a time: 16 or 32 KB with two vectors
+  static constexpr int64_t kPrefetch = 2048;             // bytes ahead in the stream of codes
 
  public:
-  static void run(const Int4Mm& p) { VectorMm(p).run(); }
+  static void run(const PackedMm& p) { VectorMm(p).run(); }
 
  private:
-  explicit VectorMm(const Int4Mm& p)
+  explicit VectorMm(const PackedMm& p)
       : p_(p),
-        units_(aoq::int4::ceil_div(p.k, aoq::int4::kUnitK)),
-        groups_(aoq::int4::ceil_div(p.k, p.group)),
+        units_(aoq::ceil_div(p.k, Engine::kUnitK)),
+        groups_(aoq::ceil_div(p.k, p.group)),
         steps_(units_ * kSteps),
-        tiles_(aoq::int4::ceil_div(p.m, kTileRows)),
-        vectors_(aoq::int4::ceil_div(p.n, kLanes)),
-        panels_(aoq::int4::ceil_div(vectors_, 2)),
-        corrected_(p.zero_point != nullptr),
+        tiles_(aoq::ceil_div(p.m, kTileRows)),
+        vectors_(aoq::ceil_div(p.n, kLanes)),
+        panels_(aoq::ceil_div(vectors_, 2)),
+        shifted_(GroupScale<Engine>::has_shift(p)),
         x_(p.m * steps_),
-        sums_(corrected_ ? p.m * groups_ : 0) {}
+        sums_(shifted_ ? p.m * groups_ : 0),
+        x_scale_(Engine::kInt8 ? p.m : 0) {}
 
+  const RowScale* x_scale() const { return Engine::kInt8 ? x_scale_.get() : nullptr; }
   int64_t first_row(int64_t tile) const { return p_.m * tile / tiles_; }
 
   void run() {
@@ -124,7 +147,7 @@ class VectorMm {
     // Rows of x that stay in L2 while the panels of a thread pass by.
     const int64_t fitting = 1048576 / (steps_ * static_cast<int64_t>(sizeof(X)) * kTileRows);
     const int64_t most = clamp(fitting, 48 / kTileRows, 256 / kTileRows);  // in tiles
-    const int64_t blocks = aoq::int4::ceil_div(tiles_, most), block = aoq::int4::ceil_div(tiles_, blocks);
+    const int64_t blocks = aoq::ceil_div(tiles_, most), block = aoq::ceil_div(tiles_, blocks);
     const bool fused = p_.m <= Engine::kFusedRows;
     const int64_t rows = p_.m < block * kTileRows ? p_.m : block * kTileRows;
     // Below about 5 us of work a second thread costs more than it brings.
@@ -146,16 +169,27 @@ class VectorMm {
   // x[first:last] to [step][row], zeros after k, and the sums over groups.
   void pack_tile(int64_t first, int64_t last) const {
     const int64_t rows = last - first;
+    const Scratch<int8_t> quantized(Engine::kInt8 ? units_ * Engine::kUnitK + 16 : 0);
     for (int64_t row = first; row < last; ++row) {
       const void* x = static_cast<const char*>(p_.x) + row * p_.x_stride * size_of(p_.x_dtype);
-      Engine::pack(x, p_.x_dtype, p_.k, steps_, x_.get() + first * steps_ + (row - first), rows);
-      if (corrected_) sum_groups<Engine>(p_, x, sums_.get() + row * groups_);
+      X* out = x_.get() + first * steps_ + (row - first);
+      float* sums = sums_.get() + row * groups_;
+      if constexpr (Engine::kInt8) {
+        int8_t* codes = quantized.get();
+        x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, codes);
+        std::memset(codes + p_.k, 0, static_cast<size_t>(units_ * Engine::kUnitK - p_.k));
+        Engine::pack(codes, steps_, out, rows);
+        if (shifted_) sum_groups(p_, codes, sums);
+      } else {
+        Engine::pack(x, p_.x_dtype, p_.k, steps_, out, rows);
+        if (shifted_) sum_groups<Engine>(p_, x, sums);
+      }
     }
   }
 
   const uint8_t* codes(int64_t vector) const {
-    constexpr int64_t kPerBlock = aoq::int4::kUnitN / kLanes;
-    return p_.packed + vector / kPerBlock * units_ * aoq::int4::kUnitBytes + vector % kPerBlock * (kLanes * 4);
+    constexpr int64_t kPerBlock = aoq::kUnitN / kLanes;
+    return p_.packed + vector / kPerBlock * units_ * aoq::kUnitBytes + vector % kPerBlock * (kLanes * 4);
   }
 
   template <int kVectors>
@@ -180,15 +214,15 @@ class VectorMm {
       const X* x = x_.get();
       for (int64_t group = 0, unit = 0; group < groups_; ++group) {
         const int64_t end = unit_end(group);
-        Vec sum[kChains][kRows][kVectors];
+        Sum sum[kChains][kRows][kVectors];
         for (auto& chain : sum)
           for (auto& row : chain)
-            for (Vec& value : row) value = Engine::set(0);
+            for (Sum& value : row) value = Engine::zero();
         for (; unit < end; ++unit, x += kSteps * kRows) {
           Raw raw[kVectors];
           for (int v = 0; v < kVectors; ++v) {
-            raw[v] = Engine::load_raw(stream[v] + unit * aoq::int4::kUnitBytes);
-            Engine::prefetch(stream[v] + unit * aoq::int4::kUnitBytes + kPrefetch);
+            raw[v] = Engine::load_raw(stream[v] + unit * aoq::kUnitBytes);
+            Engine::prefetch(stream[v] + unit * aoq::kUnitBytes + kPrefetch);
           }
 #pragma GCC unroll 8
           for (int j = 0; j < kSteps; ++j)
@@ -202,19 +236,19 @@ class VectorMm {
           const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
           for (int r = 0; r < kRows; ++r) {
             for (int c = 1; c < kChains; ++c) sum[0][r][v] = Engine::add(sum[0][r][v], sum[c][r][v]);
-            total[r][v] = Engine::fma(sum[0][r][v], w.scale, total[r][v]);
-            if (corrected_)
+            total[r][v] = Engine::fma(Engine::to_float(sum[0][r][v]), w.scale, total[r][v]);
+            if (shifted_)
               total[r][v] = Engine::fma(Engine::set(sums_.get()[r * groups_ + group]), w.shift, total[r][v]);
           }
         }
       }
       for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) store_out<Engine>(p_, r, 2 * panel + v, total[r][v]);
+        for (int v = 0; v < kVectors; ++v) store_out<Engine>(p_, x_scale(), r, 2 * panel + v, total[r][v]);
     }
   }
 
   int64_t unit_end(int64_t group) const {
-    return group + 1 == groups_ ? units_ : (group + 1) * p_.group / aoq::int4::kUnitK;
+    return group + 1 == groups_ ? units_ : (group + 1) * p_.group / Engine::kUnitK;
   }
 
   template <int kVectors>
@@ -227,14 +261,14 @@ class VectorMm {
     for (int64_t group = 0, unit = 0; group < groups_; ++group) {
       GroupScale<Engine> scale[kVectors];
       for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group);
-      bool correct = corrected_;  // once a group
-      for (const int64_t end = unit_end(group); unit < end; correct = false) {
-        const int64_t count = end - unit < kChunk / 8 ? end - unit : kChunk / 8;
+      bool shift = shifted_;  // once a group
+      for (const int64_t end = unit_end(group); unit < end; shift = false) {
+        const int64_t count = end - unit < kChunk / Engine::kUnitK ? end - unit : kChunk / Engine::kUnitK;
         decode_chunk<kVectors>(panel, unit, count, weights);
         for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
           const int64_t row = first_row(tile), rows = first_row(tile + 1) - row;
           const X* x = x_.get() + row * steps_ + unit * kSteps * rows;
-          const float* x_sums = correct ? sums_.get() + row * groups_ + group : nullptr;
+          const float* x_sums = shift ? sums_.get() + row * groups_ + group : nullptr;
           multiply<kVectors>(rows, x, weights, count * kSteps, sums + (row - row_begin) * kVectors * kLanes, scale,
                              x_sums);
         }
@@ -243,15 +277,16 @@ class VectorMm {
     }
     for (int64_t row = row_begin; row < row_end; ++row)
       for (int v = 0; v < kVectors; ++v)
-        store_out<Engine>(p_, row, 2 * panel + v, Engine::load_f32(sums + ((row - row_begin) * kVectors + v) * kLanes));
+        store_out<Engine>(p_, x_scale(), row, 2 * panel + v,
+                          Engine::load_f32(sums + ((row - row_begin) * kVectors + v) * kLanes));
   }
 
   template <int kVectors>
   void decode_chunk(int64_t panel, int64_t unit, int64_t count, float* weights) const {
     for (int v = 0; v < kVectors; ++v) {
-      const uint8_t* stream = codes(2 * panel + v) + unit * aoq::int4::kUnitBytes;
+      const uint8_t* stream = codes(2 * panel + v) + unit * aoq::kUnitBytes;
       float* out = weights + v * kLanes;
-      for (int64_t u = 0; u < count; ++u, stream += aoq::int4::kUnitBytes) {
+      for (int64_t u = 0; u < count; ++u, stream += aoq::kUnitBytes) {
         const Raw raw = Engine::load_raw(stream);
         Engine::prefetch(stream + kPrefetch);
 #pragma GCC unroll 8
@@ -269,8 +304,9 @@ class VectorMm {
     if constexpr (r <= kTileRows) multiply_tile<kVectors, r>(x, weights, steps, sums, scale, x_sums); \
     break;
       AOQ_ROWS(1)
-      AOQ_ROWS(2) AOQ_ROWS(3) AOQ_ROWS(4) AOQ_ROWS(5) AOQ_ROWS(6) AOQ_ROWS(7) AOQ_ROWS(8) AOQ_ROWS(9) AOQ_ROWS(10)
-          AOQ_ROWS(11) AOQ_ROWS(12)
+      AOQ_ROWS(2)
+      AOQ_ROWS(3) AOQ_ROWS(4) AOQ_ROWS(5) AOQ_ROWS(6) AOQ_ROWS(7) AOQ_ROWS(8) AOQ_ROWS(9) AOQ_ROWS(10) AOQ_ROWS(11)
+          AOQ_ROWS(12)
 #undef AOQ_ROWS
     }
     static_assert(kTileRows <= 12, "a case for each number of rows");
@@ -279,9 +315,9 @@ class VectorMm {
   template <int kVectors, int kRows>
   void multiply_tile(const X* x, const float* weights, int64_t steps, float* sums, const GroupScale<Engine>* scale,
                      const float* x_sums) const {
-    Vec sum[kRows][kVectors];
+    Sum sum[kRows][kVectors];
     for (auto& row : sum)
-      for (Vec& value : row) value = Engine::set(0);
+      for (Sum& value : row) value = Engine::zero();
     for (int64_t step = 0; step < steps; ++step, x += kRows, weights += kVectors * kLanes) {
       Weight weight[kVectors];
       for (int v = 0; v < kVectors; ++v) weight[v] = Engine::load_weight(weights + v * kLanes);
@@ -293,17 +329,18 @@ class VectorMm {
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVectors; ++v) {
         float* at = sums + (r * kVectors + v) * kLanes;
-        Vec total = Engine::fma(sum[r][v], scale[v].scale, Engine::load_f32(at));
+        Vec total = Engine::fma(Engine::to_float(sum[r][v]), scale[v].scale, Engine::load_f32(at));
         if (x_sums) total = Engine::fma(Engine::set(x_sums[r * groups_]), scale[v].shift, total);
         Engine::store_f32(at, total);
       }
   }
 
-  const Int4Mm& p_;
+  const PackedMm& p_;
   const int64_t units_, groups_, steps_, tiles_, vectors_, panels_;
-  const bool corrected_;
-  Scratch<X> x_;         // [tile][step][row]
-  Scratch<float> sums_;  // [m][groups], where needed
+  const bool shifted_;
+  Scratch<X> x_;               // [tile][step][row]
+  Scratch<float> sums_;        // [m][groups], where needed
+  Scratch<RowScale> x_scale_;  // [m], where x is quantized
 };
 
 }  // namespace

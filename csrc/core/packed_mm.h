@@ -1,0 +1,27 @@
+// The operands of a matmul with a packed weight, as kernels see them; the ops' headers say what each computes from
+// them.
+#pragma once
+#include "core/dtype.h"
+#include "core/packed.h"
+
+namespace aoq {
+
+struct PackedMm {
+  int64_t m, n, k, group;
+  const void* x;  // [m][k], rows x_stride elements apart
+  Dtype x_dtype;
+  int64_t x_stride;
+  const uint8_t* packed;   // [ceil(n/16)][units of k][64]
+  const void* scale;       // [ceil(n/16)][ceil(k/group)][16]
+  const void* zero_point;  // like scale, or null: the middle code
+  Dtype scale_dtype;
+  const void* bias;  // [n] or null
+  Dtype bias_dtype;
+  void* out;  // [m][n], contiguous, x_dtype
+
+  // Where x is quantized to int8:
+  bool x_asymmetric;
+  const float* w_sum;  // [n], the sum of each row of w; read when x is asymmetric
+};
+
+}  // namespace aoq
