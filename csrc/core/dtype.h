@@ -57,6 +57,13 @@ inline float load_float(const void* data, aoq::Dtype dtype, int64_t i) {
   return dtype == aoq::Dtype::bf16 ? bf16_to_float(bits) : f16_to_float(bits);
 }
 
+// value as the dtype holds it
+inline float round_to(float value, aoq::Dtype dtype) {
+  if (dtype == aoq::Dtype::bf16) return bf16_to_float(float_to_bf16(value));
+  if (dtype == aoq::Dtype::f16) return f16_to_float(float_to_f16(value));
+  return value;
+}
+
 inline void store_float(void* data, aoq::Dtype dtype, int64_t i, float value) {
   if (dtype == aoq::Dtype::f32)
     static_cast<float*>(data)[i] = value;

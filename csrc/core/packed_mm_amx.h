@@ -107,7 +107,7 @@ class AmxMm {
     const char* x = static_cast<const char*>(p_.x) + row * p_.x_stride * size_of(p_.x_dtype);
     if (row < p_.m) {
       if constexpr (Engine::kInt8) {
-        x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, quantized.get());
+        x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, quantized.get());
         x = reinterpret_cast<const char*>(quantized.get());
         if (shifted_) sum_groups(p_, quantized.get(), x_sums_.get() + row * groups_);
       } else if (shifted_) {

@@ -176,7 +176,7 @@ class VectorMm {
       float* sums = sums_.get() + row * groups_;
       if constexpr (Engine::kInt8) {
         int8_t* codes = quantized.get();
-        x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, codes);
+        x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, codes);
         std::memset(codes + p_.k, 0, static_cast<size_t>(units_ * Engine::kUnitK - p_.k));
         Engine::pack(codes, steps_, out, rows);
         if (shifted_) sum_groups(p_, codes, sums);
@@ -305,8 +305,8 @@ class VectorMm {
     break;
       AOQ_ROWS(1)
       AOQ_ROWS(2)
-      AOQ_ROWS(3) AOQ_ROWS(4) AOQ_ROWS(5) AOQ_ROWS(6) AOQ_ROWS(7) AOQ_ROWS(8) AOQ_ROWS(9) AOQ_ROWS(10) AOQ_ROWS(11)
-          AOQ_ROWS(12)
+      AOQ_ROWS(3)
+      AOQ_ROWS(4) AOQ_ROWS(5) AOQ_ROWS(6) AOQ_ROWS(7) AOQ_ROWS(8) AOQ_ROWS(9) AOQ_ROWS(10) AOQ_ROWS(11) AOQ_ROWS(12)
 #undef AOQ_ROWS
     }
     static_assert(kTileRows <= 12, "a case for each number of rows");

@@ -3,6 +3,7 @@
 //
 //   symmetric   scale = absmax / 127.5, zero_point 0
 //   asymmetric  over a range that includes 0: scale = (max - min) / 255, zero_point = -128 - round(min / scale)
+// The scale is rounded to its stored dtype first, so storing it costs nothing.
 //   code = clamp(round(x / scale) + zero_point, -128, 127), half to even;  scale >= 2^-23, so that zeros give zeros
 #pragma once
 #include "core/dtype.h"
@@ -22,7 +23,8 @@ inline F32x16 load16_part(const void* data, aoq::Dtype dtype, int64_t first, int
 }
 
 // codes has room for k rounded up to 16. A row with a NaN or an infinity gets the scale NaN.
-inline RowScale quantize_row(const void* x, aoq::Dtype dtype, int64_t k, bool asymmetric, int8_t* codes) {
+inline RowScale quantize_row(const void* x, aoq::Dtype dtype, int64_t k, bool asymmetric, aoq::Dtype scale_dtype,
+                             int8_t* codes) {
   F32x16 low = splat(0.0f), high = splat(0.0f);
   I32x16 finite = splat(-1);
   for (int64_t i = 0; i < k; i += 16) {
@@ -47,14 +49,14 @@ inline RowScale quantize_row(const void* x, aoq::Dtype dtype, int64_t k, bool as
   RowScale row{};
   if (asymmetric) {
     const float scale = highs[0] / 255 - lows[0] / 255;
-    row.scale = scale > kEps ? scale : kEps;
+    row.scale = round_to(scale > kEps ? scale : kEps, scale_dtype);
     int32_t rounded[16];
     store16_i32(rounded, round_to_int(splat(lows[0] / row.scale)));
     const int32_t zero = -128 - rounded[0];
     row.zero_point = static_cast<float>(zero < -128 ? -128 : zero > 127 ? 127 : zero);
   } else {
     const float absmax = -lows[0] > highs[0] ? -lows[0] : highs[0];
-    row.scale = absmax / 127.5f > kEps ? absmax / 127.5f : kEps;
+    row.scale = round_to(absmax / 127.5f > kEps ? absmax / 127.5f : kEps, scale_dtype);
   }
   const F32x16 scale = splat(row.scale), least = splat(-128 - row.zero_point), most = splat(127 - row.zero_point);
   const I32x16 zero = splat(static_cast<int32_t>(row.zero_point));

@@ -85,6 +85,7 @@ AOQ_BINARY(F32x16, max, _mm256_max_ps)
 AOQ_BINARY(I32x16, operator+, _mm256_add_epi32)
 AOQ_BINARY(I32x16, operator&, _mm256_and_si256)
 AOQ_BINARY(I32x16, operator|, _mm256_or_si256)
+AOQ_BINARY(I32x16, operator^, _mm256_xor_si256)
 #undef AOQ_BINARY
 inline F32x16 splat(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 inline I32x16 splat(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }

@@ -82,6 +82,7 @@ inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I32x16 operator&(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline I32x16 operator|(I32x16 a, I32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline I32x16 operator^(I32x16 a, I32x16 b) { return {_mm512_xor_si512(a.v, b.v)}; }
 inline I32x16 operator<<(I32x16 a, int count) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(count))}; }
 inline I32x16 operator>>(I32x16 a, int count) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(count))}; }
 inline I32x16 bits(F32x16 a) { return {_mm512_castps_si512(a.v)}; }

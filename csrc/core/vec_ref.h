@@ -63,6 +63,9 @@ inline I32x16 operator&(I32x16 a, I32x16 b) {
 inline I32x16 operator|(I32x16 a, I32x16 b) {
   return each<I32x16>(a, b, [](int32_t x, int32_t y) { return x | y; });
 }
+inline I32x16 operator^(I32x16 a, I32x16 b) {
+  return each<I32x16>(a, b, [](int32_t x, int32_t y) { return x ^ y; });
+}
 inline I32x16 operator<<(I32x16 a, int count) {
   return each<I32x16>(a, [=](int32_t x) { return static_cast<int32_t>(static_cast<uint32_t>(x) << count); });
 }

@@ -41,7 +41,7 @@ inline void pack_blocks(const aoq::Int4Pack& p, int64_t begin, int64_t end) {
 
 inline void pack(const aoq::Int4Pack& p) {
   auto blocks = [&](int64_t begin, int64_t end) { pack_blocks(p, begin, end); };
-  parallel(aoq::ceil_div(p.n, aoq::kUnitN), 1 + 65536 / (p.k * aoq::kUnitN), blocks);
+  parallel(aoq::ceil_div(p.n, aoq::kUnitN), 1 + 524288 / (p.k * aoq::kUnitN), blocks);
 }
 
 }  // namespace

@@ -41,12 +41,6 @@ inline F32x16 power(F32x16 a, float exponent) {
   return exp * from_bits((integer + splat(127)) << 23);
 }
 
-inline float round_to(float value, Dtype dtype) {
-  if (dtype == Dtype::bf16) return bf16_to_float(float_to_bf16(value));
-  if (dtype == Dtype::f16) return f16_to_float(float_to_f16(value));
-  return value;
-}
-
 // A group of w: `vectors` * 16 floats, zeros after `count`.
 struct Group {
   const float* w;

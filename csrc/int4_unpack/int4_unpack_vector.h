@@ -33,7 +33,7 @@ inline void unpack_blocks(const aoq::Int4Unpack& p, int64_t begin, int64_t end) 
 
 inline void unpack(const aoq::Int4Unpack& p) {
   auto blocks = [&](int64_t begin, int64_t end) { unpack_blocks(p, begin, end); };
-  parallel(aoq::ceil_div(p.n, aoq::kUnitN), 1 + 65536 / (p.k * aoq::kUnitN), blocks);
+  parallel(aoq::ceil_div(p.n, aoq::kUnitN), 1 + 524288 / (p.k * aoq::kUnitN), blocks);
 }
 
 }  // namespace

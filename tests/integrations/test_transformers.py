@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -282,14 +283,11 @@ def test_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
         load(tmp_path / "int4")
 
 
-@pytest.mark.parametrize("order", ["aoq transformers", "transformers aoq", "transformers.modeling_utils aoq"])
-def test_importing_aoq_is_enough(tmp_path: Path, order: str) -> None:
+@pytest.mark.parametrize("imports", ["aoq, transformers", "transformers, aoq", "transformers.modeling_utils, aoq"])
+def test_importing_aoq_is_enough(tmp_path: Path, imports: str) -> None:
     load(tiny_model(tmp_path), AoqConfig(CONFIG)).save_pretrained(tmp_path / "int4")
-    imports = "\n".join(f"import {name}" for name in order.split())
     script = f"""
-import sys
-{imports}
-assert "transformers" in {order.split()[:1]} or "transformers.quantizers" not in sys.modules
+import {imports}
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "int4")!r})
 assert isinstance(model.model.layers[0].mlp.up_proj.weight, aoq.Int4Tensor)
@@ -297,21 +295,30 @@ assert isinstance(model.model.layers[0].mlp.up_proj.weight, aoq.Int4Tensor)
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_importing_aoq_imports_no_framework() -> None:
+    script = "import sys, aoq; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 # ---- the real model
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 @pytest.mark.model
 def test_real_model(tmp_path: Path) -> None:
     bf16 = real_model()
     tokenizer = AutoTokenizer.from_pretrained(bf16)
-    start = time.perf_counter()
     model = load(bf16, AoqConfig(CONFIG))
-    quantizing = time.perf_counter() - start
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    start = time.perf_counter()
     reloaded = load(tmp_path)
-    assert time.perf_counter() - start < quantizing
+    quantizing = min(seconds(lambda: load(bf16, AoqConfig(CONFIG))) for _ in range(3))
+    assert min(seconds(lambda: load(tmp_path)) for _ in range(3)) < quantizing
     assert_identical(model, reloaded)
 
     linears = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and isinstance(m.weight, Int4Tensor)]

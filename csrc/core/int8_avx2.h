@@ -1,0 +1,35 @@
+// int8 activations without VNNI: codes and activations widened to 16 bits, pairs of products added to each int32.
+#pragma once
+#include "core/vec_avx2.h"
+
+#include "core/packed_mm_vector.h"
+
+namespace {
+
+struct Int8Avx2 : Avx2 {
+  using Sum = __m256i;
+  using Raw = __m256i;
+  using Weight = __m256i;
+  using X = uint32_t;  // two int16
+  static constexpr bool kInt8 = true;
+  static constexpr float kOffset = 0;
+  static constexpr int kStep = 2, kTileRows = 6, kFusedRows = 2;
+
+  static Sum zero() { return _mm256_setzero_si256(); }
+  static Vec to_float(Sum sum) { return _mm256_cvtepi32_ps(sum); }
+  static Sum add(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
+  using Avx2::add;
+  static Raw load_raw(const uint8_t* unit) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit)); }
+  static Weight load_weight(const float* data) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)); }
+  static void store_weight(float* data, Weight weight) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(data), weight);
+  }
+  static Sum dot(Sum sum, Weight weight, const X* x) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(weight, _mm256_set1_epi32(static_cast<int>(*x))));
+  }
+  static X pair(int8_t low, int8_t high) {
+    return static_cast<uint16_t>(low) | static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;
+  }
+};
+
+}  // namespace

@@ -1,0 +1,35 @@
+#include "int8_int4_mm/int8_int4_mm.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "core/int4.h"
+#include "core/kernel.h"
+#include "core/packed_mm_entry.h"
+
+namespace aoq {
+namespace {
+
+#define AOQ_KERNEL(isa, function) {Isa::isa, #function, function},
+constexpr Kernel<Int8Int4MmKernel> kKernels[] = {
+#include "int8_int4_mm/kernels.inc"
+};
+#undef AOQ_KERNEL
+const bool kRegistered = register_op("int8_int4_mm", kKernels);
+
+Tensor int8_int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero_point,
+                    const std::optional<Tensor>& w_sum, const std::optional<Tensor>& bias, int64_t n,
+                    int64_t group_size) {
+  if (x.dim() > 0) check_group(group_size, x.size(x.dim() - 1), "int8_int4_mm");
+  return packed_mm("int8_int4_mm", {x, packed, scale, zero_point, w_sum, bias}, n, group_size, int4::kUnitK,
+                   [] { return select(kKernels); });
+}
+
+}  // namespace
+}  // namespace aoq
+
+STABLE_TORCH_LIBRARY_FRAGMENT(aoq, m) {
+  m.def(
+      "int8_int4_mm(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? w_sum, Tensor? bias, int n, int "
+      "group_size) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(aoq, CPU, m) { m.impl("int8_int4_mm", TORCH_BOX(&aoq::int8_int4_mm)); }

@@ -1,0 +1,24 @@
+// Shifting a unit's 16-bit words leaves pairs of k in the low nibbles.
+#include "core/int8_avx512.h"
+
+#include "core/int4.h"
+#include "int8_int4_mm/int8_int4_mm.h"
+
+namespace {
+
+struct Int8Int4MmAvx512 : Int8Avx512 {
+  static constexpr float kMid = aoq::int4::kMidCode;
+  static constexpr int kUnitK = aoq::int4::kUnitK;
+
+  static Weight decode(Raw raw, int pair) {
+    return _mm512_and_si512(_mm512_srli_epi16(raw, static_cast<unsigned>(4 * pair)), _mm512_set1_epi16(15));
+  }
+
+  static void pack(const int8_t* codes, int64_t steps, X* out, int64_t stride) {
+    for (int64_t step = 0; step < steps; ++step) out[step * stride] = pair(codes[2 * step], codes[2 * step + 1]);
+  }
+};
+
+}  // namespace
+
+void aoq::int8_int4_mm_avx512(const PackedMm& p) { VectorMm<Int8Int4MmAvx512>::run(p); }

@@ -1,0 +1,30 @@
+#include "int8_mm/int8_mm.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "core/int8.h"
+#include "core/kernel.h"
+#include "core/packed_mm_entry.h"
+
+namespace aoq {
+namespace {
+
+#define AOQ_KERNEL(isa, function) {Isa::isa, #function, function},
+constexpr Kernel<Int8MmKernel> kKernels[] = {
+#include "int8_mm/kernels.inc"
+};
+#undef AOQ_KERNEL
+const bool kRegistered = register_op("int8_mm", kKernels);
+
+Tensor int8_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& w_sum,
+               const std::optional<Tensor>& bias, int64_t n) {
+  return packed_mm("int8_mm", {x, packed, scale, {}, w_sum, bias}, n, 0, int8::kUnitK, [] { return select(kKernels); });
+}
+
+}  // namespace
+}  // namespace aoq
+
+STABLE_TORCH_LIBRARY_FRAGMENT(aoq, m) {
+  m.def("int8_mm(Tensor x, Tensor packed, Tensor scale, Tensor? w_sum, Tensor? bias, int n) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(aoq, CPU, m) { m.impl("int8_mm", TORCH_BOX(&aoq::int8_mm)); }

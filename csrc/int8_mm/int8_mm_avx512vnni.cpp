@@ -1,0 +1,22 @@
+// A unit is a quad of k for each row, ready to multiply.
+#include "core/int8_avx512vnni.h"
+
+#include "core/int8.h"
+#include "int8_mm/int8_mm.h"
+
+namespace {
+
+struct Int8MmAvx512vnni : Int8Avx512Vnni {
+  static constexpr float kMid = aoq::int8::kMidCode;
+  static constexpr int kUnitK = aoq::int8::kUnitK;
+
+  static Weight decode(Raw raw, int) { return raw; }
+
+  static void pack(const int8_t* codes, int64_t steps, X* out, int64_t stride) {
+    for (int64_t step = 0; step < steps; ++step) std::memcpy(out + step * stride, codes + 4 * step, 4);
+  }
+};
+
+}  // namespace
+
+void aoq::int8_mm_avx512vnni(const PackedMm& p) { VectorMm<Int8MmAvx512vnni>::run(p); }
