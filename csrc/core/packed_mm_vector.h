@@ -152,18 +152,29 @@ class VectorMm {
     const int64_t rows = p_.m < block * kTileRows ? p_.m : block * kTileRows;
     // Below about 5 us of work a second thread costs more than it brings.
     const int64_t cost = steps_ * 2 * (rows < 4 ? 4 : rows);
-    auto tasks = [&](int64_t begin, int64_t end) {
-      Scratch<float> memory(fused ? 0 : kChunk / kStep * 2 * kLanes + (block * kTileRows) * 2 * kLanes);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t panel = task % panels_, tile = task / panels_ * block;
-        const bool two = 2 * panel + 1 < vectors_;
-        if (fused)
-          two ? fused_rows<2>(panel) : fused_rows<1>(panel);
-        else
-          two ? blocked<2>(panel, tile, block, memory.get()) : blocked<1>(panel, tile, block, memory.get());
-      }
+    const int64_t scratch = fused ? 0 : (kChunk / kStep + block * kTileRows) * 2 * kLanes;
+    auto multiply = [&](int64_t panel, int64_t index, float* memory) {
+      const bool two = 2 * panel + 1 < vectors_;
+      const int64_t begin = tiles_ * index / blocks, end = tiles_ * (index + 1) / blocks;
+      if (fused)
+        two ? fused_rows<2>(panel) : fused_rows<1>(panel);
+      else
+        two ? blocked<2>(panel, begin, end, memory) : blocked<1>(panel, begin, end, memory);
     };
-    parallel(blocks * panels_, at_least_one(16384 / cost), tasks);
+    // Each thread its own panels, all rows of x; where panels are few, pairs of a panel and a block.
+    auto columns = [&](int64_t begin, int64_t end) {
+      const Scratch<float> memory(scratch);
+      for (int64_t index = 0; index < blocks; ++index)
+        for (int64_t panel = begin; panel < end; ++panel) multiply(panel, index, memory.get());
+    };
+    auto pairs = [&](int64_t begin, int64_t end) {
+      const Scratch<float> memory(scratch);
+      for (int64_t pair = begin; pair < end; ++pair) multiply(pair % panels_, pair / panels_, memory.get());
+    };
+    if (blocks == 1 || panels_ >= 8 * aoq::num_threads())
+      parallel(panels_, at_least_one(16384 / (cost * blocks)), columns);
+    else
+      parallel(panels_ * blocks, at_least_one(16384 / cost), pairs);
   }
 
   // x[first:last] to [step][row], zeros after k, and the sums over groups.
@@ -252,10 +263,9 @@ class VectorMm {
   }
 
   template <int kVectors>
-  void blocked(int64_t panel, int64_t tile_begin, int64_t block, float* memory) const {
+  void blocked(int64_t panel, int64_t tile_begin, int64_t tile_end, float* memory) const {
     float* const weights = memory;
     float* const sums = memory + kChunk / kStep * 2 * kLanes;
-    const int64_t tile_end = tile_begin + block < tiles_ ? tile_begin + block : tiles_;
     const int64_t row_begin = first_row(tile_begin), row_end = first_row(tile_end);
     std::memset(sums, 0, static_cast<size_t>((row_end - row_begin) * kVectors * kLanes) * sizeof(float));
     for (int64_t group = 0, unit = 0; group < groups_; ++group) {

@@ -96,11 +96,13 @@ class AoqQuantizer(HfQuantizer):
         self.configs: dict[str, AOBaseConfig] = {}  # parameter -> how to quantize it
         self.skipped: dict[str, str] = {}  # parameter -> why it stays as it is
         self.stored: dict[str, StoredWeight] = {}  # parameter -> what the checkpoint has of it
+        self.model: PreTrainedModel | None = None  # while it is being read
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         if self.pre_quantized:
+            self.model = model
             weights = stored_weights(Path(file) for file in checkpoint_files or ())
             self.stored = {name: weight for name, weight in weights.items() if weight.description}
         else:
@@ -128,6 +130,8 @@ class AoqQuantizer(HfQuantizer):
             _check_rules(model, config.quant_type)
         steps, skipped = _plan(model, config.quant_type, selects)
         for step in steps:
+            if type(step.config).quantize is AOBaseConfig.quantize:
+                raise NotImplementedError(f"this version of aoq has no kernels for {type(step.config).__name__}")
             for owner in step.owners:
                 if owner.named or not skips(owner.module_fqn):
                     self.configs[owner.fqn] = step.config
@@ -148,7 +152,11 @@ class AoqQuantizer(HfQuantizer):
 
     # ---- reading quantized weights
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
+        if not self.stored:
+            return weight_conversions
+        if model is None:  # as in older releases of transformers
+            model = self.model
         names = model_names(model, self.stored, weight_conversions)
         self.stored = {names[stored] or stored: weight for stored, weight in self.stored.items()}
         return [*weight_conversions, *self.get_weight_conversions()]
@@ -162,6 +170,7 @@ class AoqQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         # Saving undoes the conversions of loading; `get_state_dict_and_metadata` has undone ours by then.
+        self.model = None
         used: Any = model._weight_conversions
         ours = [entry for entry in used if any(isinstance(op, _Read) for op in getattr(entry, "operations", ()))]
         model._weight_conversions = [entry for entry in used if entry not in ours]  # type: ignore[assignment]
@@ -286,11 +295,12 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal language model in `directory`, quantized or not, and its tokenizer.
 
     Raises OSError or ValueError, naming the file or the weight, unless all of it is there.
     """
+    directory = Path(directory)
     stored_weights(weight_files(directory))
     read_json(directory / "config.json")
     loaded: Any

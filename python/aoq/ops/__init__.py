@@ -9,9 +9,15 @@ from aoq import _C
 torch.ops.load_library(Path(_C.__file__).with_name("libaoq.so"))  # registers torch.ops.aoq.*
 
 from aoq.ops.int4_mm import int4_mm, int4_mm_reference  # noqa: E402
-from aoq.ops.int4_pack import int4_pack, int4_pack_reference, tile_scale, untile_scale  # noqa: E402
+from aoq.ops.int4_pack import int4_pack, int4_pack_reference  # noqa: E402
 from aoq.ops.int4_quantize import int4_dequantize, int4_quantize, int4_quantize_reference  # noqa: E402
 from aoq.ops.int4_unpack import int4_unpack, int4_unpack_reference  # noqa: E402
+from aoq.ops.int8_int4_mm import int8_int4_mm, int8_int4_mm_reference  # noqa: E402
+from aoq.ops.int8_mm import int8_mm, int8_mm_reference  # noqa: E402
+from aoq.ops.int8_pack import int8_pack, int8_pack_reference  # noqa: E402
+from aoq.ops.int8_quantize import int8_dequantize, int8_quantize, int8_quantize_reference  # noqa: E402
+from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference  # noqa: E402
+from aoq.ops.packed import tile_scale, untile_scale  # noqa: E402
 
 __all__ = [
     "int4_dequantize",
@@ -23,6 +29,17 @@ __all__ = [
     "int4_quantize_reference",
     "int4_unpack",
     "int4_unpack_reference",
+    "int8_dequantize",
+    "int8_int4_mm",
+    "int8_int4_mm_reference",
+    "int8_mm",
+    "int8_mm_reference",
+    "int8_pack",
+    "int8_pack_reference",
+    "int8_quantize",
+    "int8_quantize_reference",
+    "int8_unpack",
+    "int8_unpack_reference",
     "tile_scale",
     "untile_scale",
 ]

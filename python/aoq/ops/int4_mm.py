@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from aoq.ops.errors import typed
-from aoq.ops.int4_pack import untile_scale
+from aoq.ops.int4_pack import TILE_K
 from aoq.ops.int4_quantize import int4_dequantize
 from aoq.ops.int4_unpack import int4_unpack, int4_unpack_reference
+from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
 
 _op = torch.ops.aoq.int4_mm.default
 
@@ -44,47 +41,15 @@ def int4_mm(
     Raises:
         ValueError, TypeError: an operand has a wrong shape, device or dtype; the text names it.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        out: Tensor = _Int4Mm.apply(x, packed, scale, zero_point, bias, n, group_size)
-        return out
-    try:
-        out = _op(x, packed, scale, zero_point, bias, n, group_size)
-        return out
-    except RuntimeError as error:
-        _check_devices(x, packed, scale, zero_point, bias)  # the dispatcher names no operand
-        raise typed(error) from None
+    return packed_mm(_op, dequantize_packed, x, (packed, scale, zero_point), bias, n, group_size)
 
 
-def _check_devices(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None, bias: Tensor | None) -> None:
-    for name, operand in (("packed", packed), ("scale", scale), ("zero_point", zero_point), ("bias", bias)):
-        if operand is not None and operand.device != x.device:
-            raise ValueError(f"aoq::int4_mm: {name}: expected the device of x, {x.device}, got {operand.device}")
-
-
-class _Int4Mm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None, *rest: Any) -> Tensor:
-        bias, n, group_size = rest
-        ctx.save_for_backward(packed, scale, zero_point)
-        ctx.n, ctx.k, ctx.group_size, ctx.dtype = n, x.shape[-1], group_size, x.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        with torch.no_grad():
-            return int4_mm(x, packed, scale, zero_point, bias, n, group_size)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        packed, scale, zero_point = ctx.saved_tensors
-        n, k = ctx.n, ctx.k
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            qdata = int4_unpack(packed, n, k)
-            zero_point = None if zero_point is None else untile_scale(zero_point, n)
-            w = int4_dequantize(qdata, untile_scale(scale, n), zero_point, ctx.group_size, k, ctx.dtype)
-            grad_x = grad @ w
-        if ctx.needs_input_grad[4]:
-            grad_bias = grad.reshape(-1, n).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-        return grad_x, None, None, None, grad_bias, None, None
+def dequantize_packed(
+    packed: Tensor, scale: Tensor, zero_point: Tensor | None, n: int, group_size: int, k: int, dtype: torch.dtype
+) -> Tensor:
+    """The weight [n, k] that `int4_mm` multiplies with."""
+    zero_point = None if zero_point is None else untile_scale(zero_point, n)
+    return int4_dequantize(int4_unpack(packed, n, k), untile_scale(scale, n), zero_point, group_size, k, dtype)
 
 
 @torch.library.register_fake("aoq::int4_mm")  # type: ignore[untyped-decorator]
@@ -97,12 +62,7 @@ def _(
     n: int,
     group_size: int,
 ) -> Tensor:
-    _check_devices(x, packed, scale, zero_point, bias)
-    torch._check_value(
-        (x.shape[-1] + 7) // 8 == packed.shape[1],
-        lambda: f"aoq::int4_mm: x: expected packed's {packed.shape[1]} units of 8 columns, got {x.shape[-1]}",
-    )
-    return x.new_empty((*x.shape[:-1], n))
+    return packed_mm_fake(_op, TILE_K, x, (packed, scale, zero_point), bias, n)
 
 
 def int4_mm_reference(

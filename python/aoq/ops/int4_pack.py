@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from aoq.ops.errors import raises_typed
+from aoq.ops.packed import TILE_N
 
-TILE_N = 16  # rows of a tile
 TILE_K = 8  # k of a tile
 
 
@@ -47,14 +47,3 @@ def int4_pack_reference(qdata: Tensor, k: int) -> Tensor:
     nibbles = lanes[..., [0, 4, 1, 5]] | lanes[..., [2, 6, 3, 7]] << 4
     packed: Tensor = nibbles.flatten(2)
     return packed
-
-
-def tile_scale(scale: Tensor) -> Tensor:
-    """Scales or zero points [n, G] in the order that the tiles are read: [ceil(n / 16), G, 16], padding 0."""
-    padded: Tensor = pad(scale, (0, 0, 0, -scale.shape[0] % TILE_N))
-    return padded.view(-1, TILE_N, scale.shape[1]).transpose(1, 2).contiguous()
-
-
-def untile_scale(tiled: Tensor, n: int) -> Tensor:
-    """The inverse of `tile_scale`: [ceil(n / 16), G, 16] -> [n, G]."""
-    return tiled.transpose(1, 2).flatten(0, 1)[:n].contiguous()

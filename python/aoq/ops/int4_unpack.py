@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aoq.ops.errors import raises_typed
-from aoq.ops.int4_pack import TILE_N
+from aoq.ops.packed import TILE_N
 
 
 @raises_typed

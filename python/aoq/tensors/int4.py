@@ -14,9 +14,10 @@ from typing_extensions import Self
 from aoq import _C
 from aoq.config import AOBaseConfig, Json, MappingType
 from aoq.ops.int4_mm import int4_mm
-from aoq.ops.int4_pack import TILE_K, TILE_N, int4_pack, tile_scale, untile_scale
+from aoq.ops.int4_pack import TILE_K, int4_pack
 from aoq.ops.int4_quantize import int4_dequantize, int4_quantize
 from aoq.ops.int4_unpack import int4_unpack, lane_bytes
+from aoq.ops.packed import TILE_N, tile_scale, untile_scale
 from aoq.tensors.base import ACTIVATION_DTYPES, QuantizedTensor
 
 

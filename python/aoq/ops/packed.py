@@ -1,0 +1,91 @@
+"""What the packed layouts, and the matmuls with weights in them, have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from aoq.ops.errors import typed
+
+TILE_N = 16  # rows of a tile
+
+Operands: TypeAlias = "tuple[Tensor | None, ...]"
+Dequantize: TypeAlias = Callable[..., Tensor]
+
+
+def tile_scale(scale: Tensor) -> Tensor:
+    """Scales or zero points [n, G] in the order that the tiles are read: [ceil(n / 16), G, 16], padding 0."""
+    padded: Tensor = pad(scale, (0, 0, 0, -scale.shape[0] % TILE_N))
+    return padded.view(-1, TILE_N, scale.shape[1]).transpose(1, 2).contiguous()
+
+
+def untile_scale(tiled: Tensor, n: int) -> Tensor:
+    """The inverse of `tile_scale`: [ceil(n / 16), G, 16] -> [n, G]."""
+    return tiled.transpose(1, 2).flatten(0, 1)[:n].contiguous()
+
+
+def packed_mm(
+    op: OpOverload, dequantize: Dequantize, x: Tensor, weight: Operands, bias: Tensor | None, *sizes: int
+) -> Tensor:
+    """`op(x, *weight, bias, *sizes)`, `sizes` being n and what else the op takes, with typed errors.
+
+    Differentiable once in `x` and `bias`, as if `x` had been used as given.
+
+    Args:
+        dequantize: (*weight, *sizes, k, dtype) -> [n, k], for the backward pass.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        out: Tensor = _PackedMm.apply(op, dequantize, x, bias, sizes, *weight)
+        return out
+    try:
+        out = op(x, *weight, bias, *sizes)
+        return out
+    except RuntimeError as error:
+        _check_devices(op, x, *weight, bias)  # the dispatcher names no operand
+        raise typed(error) from None
+
+
+def packed_mm_fake(op: OpOverload, tile_k: int, x: Tensor, weight: Operands, bias: Tensor | None, n: int) -> Tensor:
+    """What `op` returns, without values. `tile_k`: columns of one of the weight's units."""
+    _check_devices(op, x, *weight, bias)
+    assert weight[0] is not None
+    units = weight[0].shape[1]
+    torch._check_value(
+        (x.shape[-1] + tile_k - 1) // tile_k == units,
+        lambda: f"{op.name()}: x: expected packed's {units} units of {tile_k} columns, got {x.shape[-1]}",
+    )
+    return x.new_empty((*x.shape[:-1], n))
+
+
+def _check_devices(op: OpOverload, x: Tensor, *others: Tensor | None) -> None:
+    for argument, operand in zip(op._schema.arguments[1:], others, strict=False):
+        if operand is not None and operand.device != x.device:
+            text = f"{argument.name}: expected the device of x, {x.device}, got {operand.device}"
+            raise ValueError(f"{op._schema.name}: {text}")
+
+
+class _PackedMm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, op: OpOverload, dequantize: Dequantize, *operands: Any) -> Tensor:
+        x, bias, sizes, *weight = operands
+        ctx.save_for_backward(*weight)
+        ctx.dequantize, ctx.sizes, ctx.k, ctx.dtype = dequantize, sizes, x.shape[-1], x.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        with torch.no_grad():
+            return packed_mm(op, dequantize, x, tuple(weight), bias, *sizes)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[2]:
+            grad_x = grad @ ctx.dequantize(*ctx.saved_tensors, *ctx.sizes, ctx.k, ctx.dtype)
+        if ctx.needs_input_grad[3]:
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        return None, None, grad_x, grad_bias, None, *(None for _ in ctx.saved_tensors)
