@@ -7,7 +7,8 @@
 namespace {
 
 struct Int8Avx2 : Avx2 {
-  using Sum = __m256i;
+  // Not __m256i: GCC 12 keeps arrays of that in memory, with a copy for every use.
+  using Sum = __v8si;
   using Raw = __m256i;
   using Weight = __m256i;
   using X = uint32_t;  // two int16
@@ -15,9 +16,9 @@ struct Int8Avx2 : Avx2 {
   static constexpr float kOffset = 0;
   static constexpr int kStep = 2, kTileRows = 6, kFusedRows = 2;
 
-  static Sum zero() { return _mm256_setzero_si256(); }
-  static Vec to_float(Sum sum) { return _mm256_cvtepi32_ps(sum); }
-  static Sum add(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
+  static Sum zero() { return Sum{}; }
+  static Vec to_float(Sum sum) { return _mm256_cvtepi32_ps((__m256i)sum); }
+  static Sum add(Sum a, Sum b) { return a + b; }
   using Avx2::add;
   static Raw load_raw(const uint8_t* unit) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit)); }
   static Weight load_weight(const float* data) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)); }
@@ -25,7 +26,7 @@ struct Int8Avx2 : Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(data), weight);
   }
   static Sum dot(Sum sum, Weight weight, const X* x) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(weight, _mm256_set1_epi32(static_cast<int>(*x))));
+    return sum + (Sum)_mm256_madd_epi16(weight, _mm256_set1_epi32(static_cast<int>(*x)));
   }
   static X pair(int8_t low, int8_t high) {
     return static_cast<uint16_t>(low) | static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;

@@ -1,4 +1,4 @@
-"""aoq: int4 weights for PyTorch models, with CPU kernels."""
+"""aoq: int4 and int8 weights for PyTorch models, with CPU kernels."""
 
 from importlib.metadata import version
 
@@ -18,7 +18,15 @@ from aoq.config import (
     config_to_dict,
 )
 from aoq.quantize import QuantizeReport, dequantize_, quantize_, register_quantize_module_handler
-from aoq.tensors import Int4Tensor, Int4WeightOnlyConfig, QuantizedTensor
+from aoq.tensors import (
+    Int4Tensor,
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt4WeightConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8Int4Tensor,
+    Int8Tensor,
+    QuantizedTensor,
+)
 
 __version__ = version("aoq")
 
@@ -27,6 +35,10 @@ __all__ = [
     "FqnToConfig",
     "Int4Tensor",
     "Int4WeightOnlyConfig",
+    "Int8DynamicActivationInt4WeightConfig",
+    "Int8DynamicActivationInt8WeightConfig",
+    "Int8Int4Tensor",
+    "Int8Tensor",
     "Int8WeightOnlyConfig",
     "MappingType",
     "ModuleFqnToConfig",

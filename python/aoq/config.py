@@ -41,6 +41,13 @@ class AOBaseConfig:
         """The weight [..., n, k] in this config's format."""
         raise NotImplementedError(f"this version of aoq reads {type(self).__name__} but cannot quantize with it")
 
+    def check_types(self, **fields: type) -> None:
+        """Raises TypeError if a field, by name, is not of its type."""
+        for name, kind in fields.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise TypeError(f"{type(self).__name__}.{name}: expected {kind.__name__}, got {value!r}")
+
     @classmethod
     def upgrade(cls, data: dict[str, Json]) -> dict[str, Json]:
         """JSON fields written under older or torchao's names, as this class's fields."""

@@ -41,7 +41,7 @@ def check(out, x, weight, bias=None):
     groups = -(-weight.k // weight.group)
     sums = groups * (1 + -(-min(weight.group, weight.k) // 128))  # a zero point and the chunks, for each group
     shifts = x_zero.abs() * weight.exact.sum(1).abs()
-    rounding = (4 * math.sqrt(sums) + 16) * 2.0**-24 * (codes.abs() @ weight.addends.t() + shifts) * x_scale
+    rounding = (2 * math.sqrt(sums) + 8) * 2.0**-24 * (codes.abs() @ weight.addends.t() + shifts) * x_scale
     if bias is not None:
         expected = expected + bias.double()
         rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())

@@ -98,8 +98,8 @@ def _copy_(dst: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
         raise TypeError(f"copy_: src: expected {type(dst).__name__}, got {type(src).__name__}; quantize it first")
     if (src.weight_shape, src.transposed) != (dst.weight_shape, dst.transposed):
         raise ValueError(f"copy_: src: expected shape {tuple(dst.shape)}, got {tuple(src.shape)}")
-    if not dst.is_view:
-        raise ValueError(f"copy_: dst: expected bounds that are multiples of a group, got a regrouped copy: {dst}")
+    if not dst.writable:
+        raise ValueError(f"copy_: dst: expected whole groups along k, or a .clone(), got a slice within scales: {dst}")
     moved = src if src.device == dst.device else _to_copy(src, device=dst.device)
     moved = moved.matching(dst)
     for name in dst.attrs:

@@ -23,6 +23,18 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
+def check_weight(w: Tensor) -> None:
+    """Raises ValueError or TypeError unless `w` is a float weight [..., n, k] that configs quantize."""
+    if w.dim() < 2 or w.numel() == 0:
+        raise ValueError(f"w: expected 2 or more dimensions, none of them 0, got shape {tuple(w.shape)}")
+    if w.dtype not in ACTIVATION_DTYPES:
+        raise TypeError(f"w: expected bfloat16, float16 or float32, got {dtype_name(w.dtype)}")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class QuantizedTensor(torch.Tensor):
     """Base of all formats: a weight [..., n, k] made of parts.
 
@@ -33,11 +45,11 @@ class QuantizedTensor(torch.Tensor):
     tensors: ClassVar[tuple[str, ...]]  # stored tensors, in constructor order; all but the first may be None
     attrs: ClassVar[tuple[str, ...]]  # hashable metadata, in constructor order
     ops: ClassVar[dict[Any, Callable[..., Any]]] = {}  # what torch functions and aten ops do
-    formats: ClassVar[dict[str, type[QuantizedTensor]]] = {}  # every subclass by name
+    formats: ClassVar[dict[str, type[QuantizedTensor]]] = {}  # every format by name
 
     weight_shape: tuple[int, ...]
     transposed: bool
-    is_view = True  # of a slice: whether it aliases all of its parts
+    writable = True  # of a slice: whether its parts alias the whole's and no other slice needs them
 
     @staticmethod
     def __new__(cls, *parts: Any, shape: Sequence[int], dtype: torch.dtype, transposed: bool = False) -> Self:
@@ -62,6 +74,8 @@ class QuantizedTensor(torch.Tensor):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.ops = dict(cls.ops)
+        if not hasattr(cls, "tensors"):
+            return  # what formats share
         QuantizedTensor.formats[cls.__name__] = cls
         torch.serialization.add_safe_globals([cls])
         ForkingPickler.register(cls, _reduce_shared)
@@ -153,6 +167,9 @@ class QuantizedTensor(torch.Tensor):
             # A view must be an inference tensor just when its base is one, whatever the mode.
             with torch.inference_mode(args[0].is_inference()) if func.is_view else nullcontext():
                 out = fn(*args, **kwargs)
+            if func.is_view and not args[0].writable:
+                for view in out if isinstance(out, list) else [out]:
+                    view.writable = False
             return return_and_correct_aliasing(func, args, kwargs, out)
         out = func.decompose(*args, **kwargs)
         if out is NotImplemented:

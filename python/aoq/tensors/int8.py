@@ -1,0 +1,136 @@
+"""int8 weights and int8 activations, W8A8: `Int8DynamicActivationInt8WeightConfig` and its `Int8Tensor`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from aoq.config import AOBaseConfig, Granularity, MappingType, PerRow
+from aoq.ops.int8_mm import int8_mm
+from aoq.ops.int8_pack import TILE_K, int8_pack
+from aoq.ops.int8_quantize import int8_dequantize, int8_quantize
+from aoq.ops.int8_unpack import int8_unpack, lane_codes
+from aoq.ops.packed import TILE_N, tile_scale, untile_scale
+from aoq.tensors.base import ACTIVATION_DTYPES, check_weight
+from aoq.tensors.tiled import Part, TiledTensor
+
+logger = logging.getLogger("aoq")
+
+
+@dataclass
+class Int8DynamicActivationInt8WeightConfig(AOBaseConfig):
+    """int8 weights with a scale per row; the matmul quantizes activations to int8, with a scale per row (token).
+
+    Args:
+        act_mapping_type: activations symmetric around zero, or over [min, max] with a zero point (better for those
+            that are mostly of one sign, slightly slower). Weights are symmetric.
+        granularity: of weights and activations; PerRow() is what there is.
+        weight_only_decode: no effect here: activations are quantized however few there are.
+    """
+
+    act_mapping_type: MappingType = MappingType.SYMMETRIC
+    granularity: Granularity = field(default_factory=PerRow)
+    weight_only_decode: bool = False
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        self.check_types(act_mapping_type=MappingType, weight_only_decode=bool)
+        if self.granularity != PerRow():
+            raise ValueError(f"{name}.granularity: expected PerRow(), got {self.granularity!r}")
+        if self.weight_only_decode:
+            logger.warning("%s: no effect here: weight_only_decode", name)
+
+    def quantize(self, weight: Tensor) -> Int8Tensor:
+        """The weight [..., n, k] as an `Int8Tensor` in its device's layout, its scales in the weight's dtype.
+
+        Raises:
+            ValueError: fewer than 2 dimensions, NaN or Inf.
+            TypeError: the weight is not bf16, fp16 or fp32.
+        """
+        check_weight(weight)
+        qdata, scale, _ = int8_quantize(weight.detach(), "symmetric", weight.dtype)
+        if not weight.is_meta and not (finite := scale.flatten().isfinite()).all():
+            row = int(finite.int().argmin())
+            raise ValueError(f"w: expected finite values, got NaN or infinity in row {row}")
+        act_mapping = self.act_mapping_type.name.lower()
+        w = Int8Tensor(qdata, scale, None, act_mapping, "plain", shape=weight.shape, dtype=weight.dtype)
+        return w.pack()
+
+
+class Int8Tensor(TiledTensor):
+    """A weight [..., n, k] of int8 codes, `w = code * scale`, for activations quantized to int8.
+
+    act_mapping: "symmetric" or "asymmetric", how activations are quantized.
+    packing "plain" (checkpoints, slices, any device):
+        qdata: int8 [..., n, k].
+        scale: [..., n, 1].
+    packing "tiled" (what the CPU kernels read):
+        qdata: uint8 [..., ceil(n / 16), ceil(k / 4), 64] from `int8_pack`.
+        scale: [..., ceil(n / 16), 1, 16] from `tile_scale`.
+        w_sum: fp32 [..., n], the sums of the rows of w, if activations are asymmetric.
+
+    Slices along k share the scales of the whole rows, so nothing can be copied into them.
+
+    Raises:
+        ValueError, TypeError: a part has a wrong shape, dtype or device; the text names it.
+    """
+
+    tensors: ClassVar[tuple[str, ...]] = ("qdata", "scale", "w_sum")
+    attrs: ClassVar[tuple[str, ...]] = ("act_mapping", "packing")
+    mm_op = "int8_mm"
+
+    scale: Tensor
+    w_sum: Tensor | None
+    act_mapping: str
+
+    def expected_parts(self) -> dict[str, Part]:
+        *lead, k = self.weight_shape
+        if self.packed:
+            tiles = (*lead[:-1], -(-lead[-1] // TILE_N))
+            qdata, scale = (*tiles, -(-k // TILE_K), 64), (*tiles, 1, TILE_N)
+        else:
+            qdata, scale = (*lead, k), (*lead, 1)
+        return {
+            "qdata": (qdata, (torch.uint8 if self.packed else torch.int8,)),
+            "scale": (scale, ACTIVATION_DTYPES),
+            "w_sum": w_sum_part(self, self.act_mapping),
+        }
+
+    def tiled_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
+        scale, w_sum = scales
+        if self.act_mapping == "asymmetric":
+            # In pieces: sum() would widen all of the codes at once.
+            sums = torch.cat([rows.sum(-1, dtype=torch.int32) for rows in qdata.split(256)])
+            w_sum = sums * scale[:, 0].float()
+        return [int8_pack(qdata), tile_scale(scale), w_sum]
+
+    def plain_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
+        n, k = self.weight_shape[-2:]
+        return [int8_unpack(qdata, n, k), untile_scale(scales[0], n), None]
+
+    def lane_codes(self, lanes: Tensor) -> Tensor:
+        return lane_codes(lanes)[..., : self.weight_shape[-1]]
+
+    def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
+        return int8_dequantize(qdata, scales[0], None, self.dtype)
+
+    def linear_tiled(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return int8_mm(x, self.qdata, self.scale, self.w_sum, bias, self.weight_shape[0])
+
+    def narrow_k(self, start: int, length: int) -> Self:
+        parts = (self.qdata.narrow(-1, start, length), self.scale.detach(), None)
+        view = self.rebuild(parts, shape=(*self.weight_shape[:-1], length))
+        view.writable = False
+        return view
+
+
+def w_sum_part(w: TiledTensor, act_mapping: str) -> Part:
+    """What the part `w_sum` of `w` has to be."""
+    if act_mapping not in ("symmetric", "asymmetric"):
+        raise ValueError(f"{type(w).__name__}: act_mapping: expected 'symmetric' or 'asymmetric', got {act_mapping!r}")
+    return w.weight_shape[:-1] if w.packed and act_mapping == "asymmetric" else None, (torch.float32,)
