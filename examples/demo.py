@@ -48,7 +48,7 @@ def main(
     logging.disable_progress_bar()
     bf16 = get_model()
     reference, tokenizer = load_model(bf16)
-    windows = evaluation_windows(tokenizer, count=2, length=512) if quick else evaluation_windows(tokenizer)
+    windows = evaluation_windows(tokenizer, count=2, length=256) if quick else evaluation_windows(tokenizer)
 
     models: dict[str, PreTrainedModel] = {"bf16": reference}
     for name, config in list(CONFIGS.items())[: 1 if quick else None]:

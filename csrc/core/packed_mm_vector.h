@@ -116,7 +116,7 @@ class VectorMm {
   static constexpr int kLanes = Engine::kLanes, kStep = Engine::kStep, kTileRows = Engine::kTileRows;
   static constexpr int kSteps = Engine::kUnitK / kStep;  // of a unit
   static constexpr int64_t kChunk = 128;                 // k decoded at a time: 16 or 32 KB with two vectors
-  static constexpr int64_t kPrefetch = 2048;             // bytes ahead in the stream of codes
+  static constexpr int64_t kAhead = 32;                  // units to prefetch ahead in the stream of codes
 
  public:
   static void run(const PackedMm& p) { VectorMm(p).run(); }
@@ -203,6 +203,14 @@ class VectorMm {
     return p_.packed + vector / kPerBlock * units_ * aoq::kUnitBytes + vector % kPerBlock * (kLanes * 4);
   }
 
+  // Fetches what a vector of this panel reads kAhead units from now; near its end, the start of the next panel's.
+  void prefetch(int64_t vector, int64_t unit) const {
+    const int64_t ahead = unit + kAhead;
+    const uint8_t* at = ahead < units_ ? codes(vector) + ahead * aoq::kUnitBytes
+                                       : codes(vector + 2) + (ahead - units_) * aoq::kUnitBytes;
+    Engine::prefetch(at);
+  }
+
   template <int kVectors>
   void fused_rows(int64_t panel) const {
     switch (p_.m) {
@@ -223,8 +231,11 @@ class VectorMm {
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) total[r][v] = Engine::set(0);
       const X* x = x_.get();
-      for (int64_t group = 0, unit = 0; group < groups_; ++group) {
-        const int64_t end = unit_end(group);
+      for (int64_t group = 0, unit = 0; group < groups_;) {
+        // A piece of a group: 16384 products of 8 bits each fit an int32 sum.
+        constexpr int64_t kPiece = 16384 / Engine::kUnitK;
+        const int64_t end = unit_end(group) - unit < kPiece ? unit_end(group) : unit + kPiece;
+        const bool whole = end == unit_end(group);
         Sum sum[kChains][kRows][kVectors];
         for (auto& chain : sum)
           for (auto& row : chain)
@@ -233,7 +244,7 @@ class VectorMm {
           Raw raw[kVectors];
           for (int v = 0; v < kVectors; ++v) {
             raw[v] = Engine::load_raw(stream[v] + unit * aoq::kUnitBytes);
-            Engine::prefetch(stream[v] + unit * aoq::kUnitBytes + kPrefetch);
+            prefetch(2 * panel + v, unit);
           }
 #pragma GCC unroll 8
           for (int j = 0; j < kSteps; ++j)
@@ -248,10 +259,11 @@ class VectorMm {
           for (int r = 0; r < kRows; ++r) {
             for (int c = 1; c < kChains; ++c) sum[0][r][v] = Engine::add(sum[0][r][v], sum[c][r][v]);
             total[r][v] = Engine::fma(Engine::to_float(sum[0][r][v]), w.scale, total[r][v]);
-            if (shifted_)
+            if (shifted_ && whole)
               total[r][v] = Engine::fma(Engine::set(sums_.get()[r * groups_ + group]), w.shift, total[r][v]);
           }
         }
+        group += whole;
       }
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) store_out<Engine>(p_, x_scale(), r, 2 * panel + v, total[r][v]);
@@ -298,7 +310,7 @@ class VectorMm {
       float* out = weights + v * kLanes;
       for (int64_t u = 0; u < count; ++u, stream += aoq::kUnitBytes) {
         const Raw raw = Engine::load_raw(stream);
-        Engine::prefetch(stream + kPrefetch);
+        prefetch(2 * panel + v, unit + u);
 #pragma GCC unroll 8
         for (int j = 0; j < kSteps; ++j, out += kVectors * kLanes) Engine::store_weight(out, Engine::decode(raw, j));
       }

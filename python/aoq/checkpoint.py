@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,7 +137,8 @@ def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
 
 def _format(w: QuantizedTensor) -> str:
     group = getattr(w, "group_size", None)
-    return type(w).__name__.removesuffix("Tensor").lower() + (f" g{group}" if group else "")
+    name = re.sub(r"(?<=\d)(?=[A-Z])", "-", type(w).__name__.removesuffix("Tensor")).lower()  # Int8Int4: int8-int4
+    return name + (f" g{group}" if group else "")
 
 
 def _dtype(file: Path, name: str) -> torch.dtype:

@@ -9,23 +9,37 @@ from safetensors import safe_open
 from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
-from aoq import FqnToConfig, Int4Tensor, Int4WeightOnlyConfig, MappingType, quantize_
+from aoq import (
+    FqnToConfig,
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt4WeightConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    MappingType,
+    QuantizedTensor,
+    quantize_,
+)
+from aoq.config import AOBaseConfig
 from aoq.integrations.safetensors import flatten, load_file, save_file, unflatten, unflatten_one
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "int4_checkpoint.json"
 CONFIG = Int4WeightOnlyConfig(group_size=16)
 SYMMETRIC = Int4WeightOnlyConfig(group_size=32, mapping_type=MappingType.SYMMETRIC)
+CONFIGS = [
+    FqnToConfig({"0": CONFIG, "1": SYMMETRIC}),
+    Int8DynamicActivationInt8WeightConfig(MappingType.ASYMMETRIC),
+    Int8DynamicActivationInt4WeightConfig(16, MappingType.ASYMMETRIC),
+]
 
 
-def model() -> nn.Sequential:
+def model(config: AOBaseConfig = CONFIGS[0]) -> nn.Sequential:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(70, 40), nn.Linear(40, 20, bias=False), nn.LayerNorm(20)).bfloat16()
-    quantize_(layers, FqnToConfig({"0": CONFIG, "1": SYMMETRIC}))
+    quantize_(layers, config)
     return layers
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    if isinstance(a, Int4Tensor) and isinstance(b, Int4Tensor):
+    if isinstance(a, QuantizedTensor) and type(a) is type(b):
         parts = zip(a.parts(), b.parts(), strict=True)
         return a.dtype == b.dtype and all(x is y is None or torch.equal(x, y) for x, y in parts)
     return type(a) is type(b) and torch.equal(a, b)
@@ -79,26 +93,28 @@ def test_a_checkpoint_of_the_first_version_loads_forever() -> None:
     assert metadata == golden["metadata"] and all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("pack", [True, False])
-def test_round_trip_through_a_file(tmp_path: Path, pack: bool) -> None:
-    state = model().state_dict()
+def test_round_trip_through_a_file(tmp_path: Path, pack: bool, config: AOBaseConfig) -> None:
+    state = model(config).state_dict()
     save_file(state, tmp_path / "model.safetensors", {"note": "mine"})
     assert os.listdir(tmp_path) == ["model.safetensors"]
     loaded = load_file(tmp_path / "model.safetensors", pack=pack)
     assert loaded.keys() == state.keys()
     for name, tensor in state.items():
-        expected = tensor.unpack() if isinstance(tensor, Int4Tensor) and not pack else tensor
+        expected = tensor.unpack() if isinstance(tensor, QuantizedTensor) and not pack else tensor
         assert equal(loaded[name], expected)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata()["format"] == "pt" and file.metadata()["note"] == "mine"
 
 
-def test_a_fresh_model_loads_it(tmp_path: Path) -> None:
-    save_file(model().state_dict(), tmp_path / "model.safetensors")
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_fresh_model_loads_it(tmp_path: Path, config: AOBaseConfig) -> None:
+    save_file(model(config).state_dict(), tmp_path / "model.safetensors")
     fresh = nn.Sequential(nn.Linear(70, 40), nn.Linear(40, 20, bias=False), nn.LayerNorm(20))
     fresh.load_state_dict(load_file(tmp_path / "model.safetensors"), assign=True)
     x = torch.randn(3, 70, dtype=torch.bfloat16)
-    assert torch.equal(fresh(x), model()(x))
+    assert torch.equal(fresh(x), model(config)(x))
 
 
 def test_a_parameter_without_a_module() -> None:

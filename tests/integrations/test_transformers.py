@@ -14,12 +14,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, PreTrainedModel, pipeline
 
-from aoq import FqnToConfig, Int4Tensor, Int4WeightOnlyConfig, MappingType, QuantizedTensor, quantize_
+from aoq import (
+    AOBaseConfig,
+    FqnToConfig,
+    Int4Tensor,
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt4WeightConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    MappingType,
+    QuantizedTensor,
+    quantize_,
+)
 from aoq.integrations.safetensors import flatten
 from aoq.integrations.transformers import AoqConfig
 from example_models import real_model, tiny_model
 
 CONFIG = Int4WeightOnlyConfig(group_size=32)
+INT8 = [
+    Int8DynamicActivationInt8WeightConfig(),
+    Int8DynamicActivationInt8WeightConfig(MappingType.ASYMMETRIC),
+    Int8DynamicActivationInt4WeightConfig(),
+]
 IDS = torch.tensor([[1, 17, 42, 99, 5, 64, 23]])
 
 
@@ -42,17 +57,20 @@ def assert_identical(a: PreTrainedModel, b: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi", "phi3"])
-def test_quantize_save_reload(tmp_path: Path, kind: str, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [*((kind, CONFIG) for kind in ("llama", "qwen2", "qwen3", "phi", "phi3")), *(("llama", each) for each in INT8)],
+)
+def test_quantize_save_reload(tmp_path: Path, kind: str, tied: bool, config: AOBaseConfig) -> None:
     bf16 = tiny_model(tmp_path, kind, tied)
-    model = load(bf16, AoqConfig(CONFIG))
+    model = load(bf16, AoqConfig(config))
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     for name, module in linears.items():
-        assert isinstance(module.weight, Int4Tensor) == (name != "lm_head"), name
+        assert isinstance(module.weight, QuantizedTensor) == (name != "lm_head"), name
     assert len(linears) > 2
 
     plain = load(bf16)
-    quantize_(plain, CONFIG, lambda module, fqn: isinstance(module, nn.Linear) and fqn != "lm_head")
+    quantize_(plain, config, lambda module, fqn: isinstance(module, nn.Linear) and fqn != "lm_head")
     assert_identical(model, plain)
 
     saved = tmp_path / "int4"
@@ -176,15 +194,17 @@ def test_device_map(tmp_path: Path, device_map: str) -> None:
     assert_identical(load(tmp_path / "int4", device_map=device_map), load(bf16, AoqConfig(CONFIG)))
 
 
-def test_generate(tmp_path: Path) -> None:
-    model = load(tiny_model(tmp_path), AoqConfig(CONFIG))
+@pytest.mark.parametrize("config", [CONFIG, *INT8])
+def test_generate(tmp_path: Path, config: AOBaseConfig) -> None:
+    model = load(tiny_model(tmp_path), AoqConfig(config))
     model.save_pretrained(tmp_path / "int4")
     reloaded = load(tmp_path / "int4")
     settings = dict(max_new_tokens=12, do_sample=False, eos_token_id=None)
     out = model.generate(IDS, **settings)
     assert out.shape == (1, 19)
     assert torch.equal(out, reloaded.generate(IDS, **settings))
-    assert torch.equal(out, reloaded.generate(IDS, cache_implementation="static", **settings))
+    if config is CONFIG:  # with int8 activations, the rounding of another attention kernel moves whole codes
+        assert torch.equal(out, reloaded.generate(IDS, cache_implementation="static", **settings))
 
 
 def test_generate_compiled(tmp_path: Path) -> None:

@@ -538,6 +538,7 @@ def _zero_codes(w: QuantizedTensor) -> None:
     w.qdata.zero_()
 
 
+@pytest.mark.parametrize("config", [INT4, CONFIGS["int8-asymmetric"]])
 def test_processes_share_memory(config: AOBaseConfig) -> None:
     layers = model(config).share_memory()
     w = layers[0].weight
