@@ -16,7 +16,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 import aoq
-from aoq import _C, FqnToConfig, Int4Tensor, Int4WeightOnlyConfig, MappingType, config_to_dict
+from aoq import (
+    _C,
+    AOBaseConfig,
+    FqnToConfig,
+    Int4Tensor,
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt4WeightConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    MappingType,
+    config_to_dict,
+)
 from aoq.cli import app
 from example_models import real_model, tiny_model
 
@@ -94,6 +104,24 @@ def test_options(tmp_path: Path) -> None:
     assert "int4 g128" in run("info", tmp_path / "rules").output
 
 
+@pytest.mark.parametrize(
+    ("options", "config", "shown"),
+    [
+        (["int8"], Int8DynamicActivationInt8WeightConfig(), "int8 "),
+        (["int8-int4"], Int8DynamicActivationInt4WeightConfig(), "int8-int4 g32"),
+        (["int8-int4", "--group-size", "16"], Int8DynamicActivationInt4WeightConfig(16), "int8-int4 g16"),
+    ],
+)
+def test_formats_by_name(tmp_path: Path, options: list[str], config: AOBaseConfig, shown: str) -> None:
+    result = run("quantize", tiny_model(tmp_path), "-o", tmp_path / "out", "--config", *options)
+    assert result.exit_code == 0, result.output
+    assert shown in run("info", tmp_path / "out").output
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    assert type(weight) is type(config.quantize(torch.zeros(16, 16)))
+    assert model.config.quantization_config.quant_type == config
+
+
 def test_installation() -> None:
     result = run("info")
     assert result.exit_code == 0
@@ -109,6 +137,8 @@ def test_errors(tmp_path: Path) -> None:
     assert_fails(run("quantize", source, "-o", source), "exists already")
     assert_fails(run("quantize", source, "-o", out, "--config", "int3"), "--config", "int3")
     assert_fails(run("quantize", source, "-o", out, "--group-size", 20), "group_size", "20")
+    assert_fails(run("quantize", source, "-o", out, "--config", "int8", "--group-size", 32), "--group-size", "int8")
+    assert_fails(run("quantize", source, "-o", out, "--config", "int8-int4", "--hqq"), "--hqq", "int8-int4")
     assert_fails(run("quantize", source, "-o", out, "--hqq", "--symmetric"), "use_hqq")
     assert_fails(run("quantize", source, "-o", out, "--dtype", "int7"), "--dtype", "int7")
     (tmp_path / "unknown.json").write_text('{"_type": "Int5Config", "_data": {}}')

@@ -23,6 +23,8 @@ from aoq import _C
 from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
 from aoq.config import AOBaseConfig, MappingType, config_from_dict
 from aoq.tensors.int4 import Int4WeightOnlyConfig
+from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig
+from aoq.tensors.int8_int4 import Int8DynamicActivationInt4WeightConfig
 
 P = ParamSpec("P")
 
@@ -30,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="int4 weights for PyTorch models.",
+    help="int4 and int8 weights for PyTorch models.",
 )
 console = Console()
 
@@ -62,8 +64,10 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 def quantize(
     source: Annotated[Path, typer.Argument(help="A directory with safetensors weights, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
-    config: Annotated[str, typer.Option(help="int4, or a JSON file with a config.")] = "int4",
-    group_size: Annotated[int, typer.Option(help="int4: weights that share a scale.")] = 128,
+    config: Annotated[str, typer.Option(help="int4, int8, int8-int4, or a JSON file with a config.")] = "int4",
+    group_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale; by default int4: 128, int8-int4: 32.")
+    ] = None,
     hqq: Annotated[bool, typer.Option("--hqq", help="int4: optimize zero points (slower, better).")] = False,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="int4: no zero points.")] = False,
     skip: Annotated[list[str] | None, typer.Option(help="A module to leave as it is; may be repeated.")] = None,
@@ -93,12 +97,20 @@ def quantize(
     console.print(f"{report}\nwritten to {output}", highlight=False)
 
 
-def _config(name: str, group_size: int, hqq: bool, symmetric: bool) -> AOBaseConfig:
+def _config(name: str, group_size: int | None, hqq: bool, symmetric: bool) -> AOBaseConfig:
     if name == "int4":
         mapping = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
-        return Int4WeightOnlyConfig(group_size=group_size, use_hqq=hqq, mapping_type=mapping)
+        return Int4WeightOnlyConfig(128 if group_size is None else group_size, hqq, mapping)
+    if hqq or symmetric:
+        raise ValueError(f"{'--hqq' if hqq else '--symmetric'}: goes with --config int4, got {name}")
+    if name == "int8-int4":
+        return Int8DynamicActivationInt4WeightConfig(32 if group_size is None else group_size)
+    if group_size is not None:
+        raise ValueError(f"--group-size: goes with --config int4 or int8-int4, got {name}")
+    if name == "int8":
+        return Int8DynamicActivationInt8WeightConfig()
     if not name.endswith(".json"):
-        raise ValueError(f"--config: expected int4 or a JSON file, got {name}")
+        raise ValueError(f"--config: expected int4, int8, int8-int4 or a JSON file, got {name}")
     try:
         return config_from_dict(read_json(Path(name)))
     except (TypeError, ValueError) as error:

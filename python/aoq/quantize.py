@@ -114,8 +114,8 @@ def quantize_(
     if isinstance(config, FqnToConfig):
         if filter_fn is not None:
             raise ValueError("quantize_: filter_fn: expected None, since the names in the config select")
-        _check_rules(model, config)
-    steps, skipped = _plan(model, config, filter_fn)
+        check_rules(model, config)
+    steps, skipped = plan(model, config, filter_fn)
     if strict and (unmet := [f"{weight.fqn}: {weight.reason}" for weight in skipped if weight.wanted]):
         raise ValueError(f"quantize_: {len(unmet)} weights would be skipped: {'; '.join(unmet)}")
     for each in {type(step.config) for step in steps} - _HANDLERS.keys():
@@ -188,9 +188,7 @@ class _Step:
         return tuple(owner.fqn for owner in self.owners)
 
 
-def _plan(
-    model: nn.Module, config: AOBaseConfig, filter_fn: FilterFn | None
-) -> tuple[list[_Step], list[SkippedWeight]]:
+def plan(model: nn.Module, config: AOBaseConfig, filter_fn: FilterFn | None) -> tuple[list[_Step], list[SkippedWeight]]:
     names: dict[int, list[_Candidate]] = {}  # of each parameter
     missing: list[_Candidate] = []
     for module_fqn, module in model.named_modules(remove_duplicate=False):
@@ -280,7 +278,7 @@ def _agree(owners: list[_Candidate]) -> list[_Step]:
     return steps
 
 
-def _check_rules(model: nn.Module, config: FqnToConfig) -> None:
+def check_rules(model: nn.Module, config: FqnToConfig) -> None:
     """Raises if a rule matches no parameter and no module with parameters."""
     names: dict[str, None] = {}
     for module_fqn, module in model.named_modules(remove_duplicate=False):

@@ -35,7 +35,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
 from aoq.config import AOBaseConfig, FqnToConfig, config_from_dict, config_to_dict
 from aoq.integrations.safetensors import flatten, unflatten_one
-from aoq.quantize import _check_rules, _plan, dequantize_
+from aoq.quantize import check_rules, dequantize_, plan
 from aoq.tensors.base import QuantizedTensor
 
 logger = logging.getLogger("aoq")
@@ -127,8 +127,8 @@ class AoqQuantizer(HfQuantizer):
             return isinstance(module, kinds) and not skips(fqn)
 
         if isinstance(config.quant_type, FqnToConfig):
-            _check_rules(model, config.quant_type)
-        steps, skipped = _plan(model, config.quant_type, selects)
+            check_rules(model, config.quant_type)
+        steps, skipped = plan(model, config.quant_type, selects)
         for step in steps:
             if type(step.config).quantize is AOBaseConfig.quantize:
                 raise NotImplementedError(f"this version of aoq has no kernels for {type(step.config).__name__}")
