@@ -62,7 +62,7 @@ sanitize: build/.test-tools build/.sanitized
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
 
 bench: build
-	$(BIN)/python benchmarks/int4_mm.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/linear.py $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist

@@ -3,7 +3,9 @@
 //
 //   symmetric   scale = absmax / 7.5, zero_point 8
 //   asymmetric  over a range that includes 0: scale = (max - min) / 15, zero_point = -min / scale, a float
-//   hqq         asymmetric, then zero_point is optimised: half-quadratic, Lp norm with p = 0.7 (Badri & Shaji 2023)
+//   hqq         asymmetric, then the zero point is optimised by half-quadratic splitting, Lp norm with p = 0.7 (Badri &
+//   Shaji
+//               2023), over the full range and narrower ones
 //
 // scale and zero_point are rounded to their stored dtype before codes are chosen, so storing them costs nothing. A
 // group of zeros gives exact zeros. Every kernel gives the same bits: same operations, same order, no fused

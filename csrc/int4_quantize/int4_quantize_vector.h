@@ -59,31 +59,46 @@ inline F32x16 codes_of(F32x16 w, F32x16 scale, F32x16 zero) {
   return to_float(round_to_int(min(max(w / scale + zero, splat(0.0f)), splat(kMaxCode))));
 }
 
-// The zero point that HQQ finds: shrink the error towards what an Lp norm tolerates, re-centre, repeat.
-inline float optimised_zero(const Group& group, float scale, float zero) {
-  constexpr float kP = 0.7f, kKappa = 1.01f;
+struct ScaleAndZero {
+  float scale, zero;
+};
+
+// HQQ's zero point (shrink the error towards what an Lp norm tolerates, re-centre, repeat), for the full range and for
+// narrower ones that clip outliers; of all that was met, the pair with the least error in the norm below.
+inline ScaleAndZero fit(const Group& group, float scale, float zero, Dtype dtype) {
+  constexpr float kP = 0.7f, kKappa = 1.01f, kErrorNorm = 2.4f;
+  constexpr float kRanges[] = {1, 0.97f, 0.94f, 0.91f, 0.88f, 0.85f, 0.8f, 0.75f};
   constexpr int kIterations = 20;
-  float beta = 10, best_zero = zero, best_error = 3.4e38f;
-  const F32x16 s = splat(scale), one = splat(1.0f);
-  for (int iteration = 0; iteration < kIterations; ++iteration, beta *= kKappa) {
-    F32x16 errors = splat(0.0f), zeros = splat(0.0f);
-    const F32x16 z = splat(zero);
-    for (int64_t v = 0; v < group.vectors; ++v) {
-      const F32x16 w = load16(group.w + v * 16), code = codes_of(w, s, z);
-      const F32x16 error = w - (code - z) * s, size = abs(error);
-      const F32x16 shrunk = max(size - power(max(size, splat(1e-12f)), kP - 1) * splat(1 / beta), splat(0.0f));
-      const F32x16 kept = from_bits(bits(shrunk) | (bits(error) & splat(static_cast<int32_t>(0x80000000))));
-      const F32x16 mask = (v + 1) * 16 <= group.count ? one : group.mask(v);
-      errors = errors + size * size * mask;
-      zeros = zeros + (code - (w - kept) / s) * mask;
+  ScaleAndZero best{scale, zero};
+  float best_error = 3.4e38f;
+  const F32x16 one = splat(1.0f), tiny = splat(1e-12f), full = splat(scale);
+  for (const float range : kRanges) {
+    ScaleAndZero now{round_to(scale * range, dtype), zero};
+    float beta = 10, last_error = 3.4e38f;
+    if (now.scale == 0) break;
+    for (int iteration = 0; iteration < kIterations; ++iteration, beta *= kKappa) {
+      F32x16 errors = splat(0.0f), zeros = splat(0.0f);
+      const F32x16 s = splat(now.scale), z = splat(now.zero);
+      for (int64_t v = 0; v < group.vectors; ++v) {
+        const F32x16 w = load16(group.w + v * 16), code = codes_of(w, s, z);
+        const F32x16 error = w - (code - z) * s, size = abs(error);
+        const F32x16 shrunk = max(size - power(max(size, tiny), kP - 1) * splat(1 / beta), splat(0.0f));
+        const F32x16 kept = from_bits(bits(shrunk) | (bits(error) & splat(static_cast<int32_t>(0x80000000))));
+        const F32x16 mask = (v + 1) * 16 <= group.count ? one : group.mask(v);
+        errors = errors + power(max(size / full, tiny), kErrorNorm) * mask;
+        zeros = zeros + (code - (w - kept) / s) * mask;
+      }
+      const float error = sum_lanes(errors);
+      if (error < best_error) {
+        best_error = error;
+        best = now;
+      }
+      if (!(error < last_error)) break;
+      last_error = error;
+      now.zero = sum_lanes(zeros) / static_cast<float>(group.count);
     }
-    const float error = sum_lanes(errors);
-    if (!(error < best_error)) break;
-    best_error = error;
-    best_zero = zero;
-    zero = sum_lanes(zeros) / static_cast<float>(group.count);
   }
-  return best_zero;
+  return {best.scale, round_to(best.zero, dtype)};
 }
 
 inline void quantize_group(const Int4Quantize& p, const Group& group, int64_t at, uint8_t* qdata) {
@@ -109,7 +124,11 @@ inline void quantize_group(const Int4Quantize& p, const Group& group, int64_t at
     scale = 1;  // all zeros, or so small that the stored dtype has none
   else if (!symmetric)
     zero = round_to(-lows[0] / scale, p.scale_dtype);
-  if (p.mapping == Int4Mapping::hqq) zero = round_to(optimised_zero(group, scale, zero), p.scale_dtype);
+  if (p.mapping == Int4Mapping::hqq && highs[0] > lows[0]) {
+    const ScaleAndZero fitted = fit(group, scale, zero, p.scale_dtype);
+    scale = fitted.scale;
+    zero = fitted.zero;
+  }
   store_float(p.scale, p.scale_dtype, at, scale);
   if (!symmetric) store_float(p.zero_point, p.scale_dtype, at, zero);
 

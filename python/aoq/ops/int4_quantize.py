@@ -13,6 +13,8 @@ _HQQ_ITERATIONS = 20
 _HQQ_P = 0.7
 _HQQ_BETA = 10.0
 _HQQ_KAPPA = 1.01
+_HQQ_ERROR_NORM = 2.4
+_HQQ_RANGES = (1, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75)
 
 
 @raises_typed
@@ -26,8 +28,8 @@ def int4_quantize(
         group_size: how many neighbours along k share a scale; a multiple of 8, or anything >= k for one
             group a row. The last group may be shorter.
         mapping: "symmetric" (scale = absmax / 7.5, zero point 8), "asymmetric" (scale = (max - min) / 15
-            over a range that includes 0, fractional zero point) or "hqq" (asymmetric, with the zero point
-            optimized for a heavy-tailed error).
+            over a range that includes 0, fractional zero point) or "hqq" (asymmetric, with zero point and
+            range optimized for a heavy-tailed error).
         scale_dtype: dtype of `scale` and `zero_point`; by default that of `w`. Codes are chosen with the
             rounded values, so a narrow dtype costs little.
 
@@ -85,7 +87,7 @@ def int4_quantize_reference(
     zero_point = torch.full_like(scale, 8) if mapping == "symmetric" else (-low / scale).to(dtype).float()
     if mapping == "hqq":
         real = pad(torch.ones_like(groups[:1, 0, :1]).expand(1, k), (0, padding)).view(-1, group_size)
-        zero_point = _hqq_zero_point(groups, real, scale, zero_point).to(dtype).float()
+        scale, zero_point = _hqq(groups, real, scale, zero_point, dtype)
     q = _codes(groups, scale, zero_point)
     q = q.view(n, -1)[:, :k].to(torch.uint8)
     q = pad(q, (0, k % 2))
@@ -98,30 +100,35 @@ def _codes(groups: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (groups / scale + zero_point).round().clamp(0, QMAX)
 
 
-def _hqq_zero_point(groups: Tensor, real: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """The zero point of each group with the least mean squared error that HQQ's iteration meets.
+def _hqq(groups: Tensor, real: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The scale and zero point of each group with the least error that HQQ's iteration meets over several ranges.
 
     groups [n, G, group_size] fp32, real [G, group_size] 1 where groups is not padding, scale and
-    zero_point [n, G, 1] fp32. A group stops at its first iteration that does not lower its error.
+    zero_point [n, G, 1] fp32. A group stops, in each range, at its first iteration that does not lower its error.
     """
     count = real.sum(-1, keepdim=True)
-    best, best_error = zero_point, torch.full_like(zero_point, torch.inf)
-    active = torch.ones_like(zero_point, dtype=torch.bool)
-    beta = _HQQ_BETA
-    for _ in range(_HQQ_ITERATIONS):
-        q = _codes(groups, scale, zero_point)
-        error = groups - (q - zero_point) * scale
-        mean_error = (error.square() * real).sum(-1, keepdim=True) / count
-        active = active & (mean_error < best_error)
-        if not active.any():
-            break
-        best, best_error = torch.where(active, zero_point, best), torch.where(active, mean_error, best_error)
-        # Proximal step for |error|^p: what is left of the error after shrinking counts as an outlier.
-        magnitude = error.abs().clamp(min=1e-12)
-        outlier = error.sign() * (magnitude - magnitude.pow(_HQQ_P - 1) / beta).relu()
-        zero_point = ((q - (groups - outlier) / scale) * real).sum(-1, keepdim=True) / count
-        beta *= _HQQ_KAPPA
-    return best
+    best_scale, best_zero, best_error = scale, zero_point, torch.full_like(zero_point, torch.inf)
+    for shrink in _HQQ_RANGES:
+        narrow, zero = (scale * shrink).to(dtype).float(), zero_point
+        last_error, active, beta = torch.full_like(zero, torch.inf), narrow > 0, _HQQ_BETA
+        narrow = torch.where(active, narrow, 1.0)
+        for _ in range(_HQQ_ITERATIONS):
+            q = _codes(groups, narrow, zero)
+            error = groups - (q - zero) * narrow
+            magnitude = error.abs().clamp(min=1e-12)
+            size = (((error.abs() / scale).clamp(min=1e-12) ** _HQQ_ERROR_NORM) * real).sum(-1, keepdim=True)
+            better = active & (size < best_error)
+            best_scale, best_zero = torch.where(better, narrow, best_scale), torch.where(better, zero, best_zero)
+            best_error = torch.where(better, size, best_error)
+            active = active & (size < last_error)
+            if not active.any():
+                break
+            last_error = size
+            # Proximal step for |error|^p: what is left of the error after shrinking counts as an outlier.
+            outlier = error.sign() * (error.abs() - magnitude.pow(_HQQ_P - 1) / beta).relu()
+            zero = ((q - (groups - outlier) / narrow) * real).sum(-1, keepdim=True) / count
+            beta *= _HQQ_KAPPA
+    return best_scale, best_zero.to(dtype).float()
 
 
 def int4_dequantize(
