@@ -120,14 +120,15 @@ inline void quantize_group(const Int4Quantize& p, const Group& group, int64_t at
   // Halves first: max - min of finite values may be infinite.
   const float span = symmetric ? absmax / 7.5f : (highs[0] / kMaxCode - lows[0] / kMaxCode);
   float scale = round_to(span, p.scale_dtype), zero = symmetric ? aoq::int4::kMidCode : 0;
-  if (scale == 0)
+  if (scale == 0) {
     scale = 1;  // all zeros, or so small that the stored dtype has none
-  else if (!symmetric)
+  } else if (!symmetric) {
     zero = round_to(-lows[0] / scale, p.scale_dtype);
-  if (p.mapping == Int4Mapping::hqq && highs[0] > lows[0]) {
-    const ScaleAndZero fitted = fit(group, scale, zero, p.scale_dtype);
-    scale = fitted.scale;
-    zero = fitted.zero;
+    if (p.mapping == Int4Mapping::hqq) {
+      const ScaleAndZero fitted = fit(group, scale, zero, p.scale_dtype);
+      scale = fitted.scale;
+      zero = fitted.zero;
+    }
   }
   store_float(p.scale, p.scale_dtype, at, scale);
   if (!symmetric) store_float(p.zero_point, p.scale_dtype, at, zero);

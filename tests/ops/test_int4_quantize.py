@@ -98,6 +98,14 @@ def test_extreme_magnitudes(isa, magnitude):
         assert torch.allclose(out, w, rtol=0.08)
 
 
+def test_scales_too_small_for_their_dtype(isa):
+    w = torch.tensor([[-1.8e-7, 1.2e-7], [0, 0]], dtype=torch.float16)
+    for mapping in ("symmetric", "asymmetric", "hqq"):
+        got, wanted = int4_quantize(w, 8, mapping), int4_quantize_reference(w, 8, mapping)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert torch.equal(got[1], torch.ones_like(got[1]))
+
+
 def test_strides(isa):
     w = weights(20, 128)
     expected = int4_quantize(w[:, 64:].contiguous(), 32)

@@ -83,11 +83,15 @@ def int4_quantize_reference(
         high = torch.maximum(-low, high)
         low = -high
     scale = (high / QMAX - low / QMAX).to(dtype).float()  # halves first: high - low may overflow
-    scale = torch.where(scale == 0, 1.0, scale)  # all zeros, or too small for the stored dtype
-    zero_point = torch.full_like(scale, 8) if mapping == "symmetric" else (-low / scale).to(dtype).float()
+    vanished = scale == 0  # all zeros, or too small for the stored dtype
+    scale = torch.where(vanished, 1.0, scale)
+    zero_point = torch.full_like(scale, 8)
+    if mapping != "symmetric":
+        zero_point = torch.where(vanished, 0.0, -low / scale).to(dtype).float()
     if mapping == "hqq":
         real = pad(torch.ones_like(groups[:1, 0, :1]).expand(1, k), (0, padding)).view(-1, group_size)
-        scale, zero_point = _hqq(groups, real, scale, zero_point, dtype)
+        fitted = _hqq(groups, real, scale, zero_point, dtype)
+        scale, zero_point = (torch.where(vanished, a, b) for a, b in zip((scale, zero_point), fitted, strict=True))
     q = _codes(groups, scale, zero_point)
     q = q.view(n, -1)[:, :k].to(torch.uint8)
     q = pad(q, (0, k % 2))
