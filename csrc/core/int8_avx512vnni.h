@@ -1,28 +1,12 @@
 // int8 activations on AVX512_VNNI: vpdpbusd adds four products of unsigned codes and signed activations to each int32.
 #pragma once
-#include "core/vec_avx512.h"
-
-#include "core/packed_mm_vector.h"
+#include "core/int8_avx512.h"
 
 namespace {
 
-struct Int8Avx512Vnni : Avx512 {
-  // Not __m512i: GCC 12 keeps arrays of that in memory, with a copy for every use.
-  using Sum = __v16si;
-  using Raw = __m512i;
-  using Weight = __m512i;
-  using X = uint32_t;  // four int8
-  static constexpr bool kInt8 = true;
-  static constexpr float kOffset = 0;
-  static constexpr int kStep = 4, kTileRows = 12, kFusedRows = 4;
+struct Int8Avx512Vnni : Int8Avx512 {  // X holds four int8
+  static constexpr int kStep = 4;
 
-  static Sum zero() { return Sum{}; }
-  static Vec to_float(Sum sum) { return _mm512_cvtepi32_ps((__m512i)sum); }
-  static Sum add(Sum a, Sum b) { return a + b; }
-  using Avx512::add;
-  static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
-  static Weight load_weight(const float* data) { return _mm512_loadu_si512(data); }
-  static void store_weight(float* data, Weight weight) { _mm512_storeu_si512(data, weight); }
   static Sum dot(Sum sum, Weight weight, const X* x) {
     return (Sum)_mm512_dpbusd_epi32((__m512i)sum, weight, _mm512_set1_epi32(static_cast<int>(*x)));
   }

@@ -3,6 +3,7 @@
 #pragma once
 #include "core/int4.h"
 #include "core/parallel.h"
+#include "core/value_range.h"
 #include "int4_quantize/int4_quantize.h"
 
 namespace {
@@ -101,29 +102,17 @@ inline ScaleAndZero fit(const Group& group, float scale, float zero, Dtype dtype
   return {best.scale, round_to(best.zero, dtype)};
 }
 
-inline void quantize_group(const Int4Quantize& p, const Group& group, int64_t at, uint8_t* qdata) {
-  F32x16 low = splat(0.0f), high = splat(0.0f);
-  for (int64_t v = 0; v < group.vectors; ++v) {
-    const F32x16 w = load16(group.w + v * 16);
-    low = min(low, w);
-    high = max(high, w);
-  }
-  float lows[16], highs[16];
-  store16(lows, low);
-  store16(highs, high);
-  for (int i = 1; i < 16; ++i) {
-    lows[0] = lows[i] < lows[0] ? lows[i] : lows[0];
-    highs[0] = highs[i] > highs[0] ? highs[i] : highs[0];
-  }
+inline void quantize_group(const Int4Quantize& p, const Group& group, const ValueRange& range, int64_t at,
+                           uint8_t* qdata) {
   const bool symmetric = p.mapping == Int4Mapping::symmetric;
-  const float absmax = -lows[0] > highs[0] ? -lows[0] : highs[0];
+  const float absmax = -range.low > range.high ? -range.low : range.high;
   // Halves first: max - min of finite values may be infinite.
-  const float span = symmetric ? absmax / 7.5f : (highs[0] / kMaxCode - lows[0] / kMaxCode);
+  const float span = symmetric ? absmax / 7.5f : (range.high / kMaxCode - range.low / kMaxCode);
   float scale = round_to(span, p.scale_dtype), zero = symmetric ? aoq::int4::kMidCode : 0;
   if (scale == 0) {
     scale = 1;  // all zeros, or so small that the stored dtype has none
   } else if (!symmetric) {
-    zero = round_to(-lows[0] / scale, p.scale_dtype);
+    zero = round_to(-range.low / scale, p.scale_dtype);
     if (p.mapping == Int4Mapping::hqq) {
       const ScaleAndZero fitted = fit(group, scale, zero, p.scale_dtype);
       scale = fitted.scale;
@@ -142,23 +131,15 @@ inline void quantize_group(const Int4Quantize& p, const Group& group, int64_t at
   }
 }
 
-// Sixteen floats from row[first], zeros after `count`; false if one is not finite.
-inline bool load_group(const void* row, Dtype dtype, int64_t first, int64_t count, float* w) {
-  I32x16 finite = splat(-1);
+// row[first:first + count] as floats, zeros up to whole vectors, and their range.
+inline ValueRange load_group(const void* row, Dtype dtype, int64_t first, int64_t count, float* w) {
+  ValueRangeScan scan;
   for (int64_t k = 0; k < count; k += 16) {
-    if (k + 16 <= count) {
-      store16(w + k, load16(row, dtype, first + k));
-    } else {
-      for (int64_t i = 0; i < 16; ++i) w[k + i] = k + i < count ? load_float(row, dtype, first + k + i) : 0;
-    }
-    // Adding one to the exponent carries into the sign only when all its bits are set.
-    const I32x16 exponent = bits(load16(w + k)) & splat(0x7f800000);
-    finite = finite & (((exponent + splat(0x00800000)) >> 31) + splat(-1));
+    const F32x16 value = load16_part(row, dtype, first + k, first + count);
+    store16(w + k, value);
+    scan.add(value);
   }
-  int32_t lanes[16];
-  store16_i32(lanes, finite);
-  for (int i = 1; i < 16; ++i) lanes[0] &= lanes[i];
-  return lanes[0] == -1;
+  return scan.result();
 }
 
 inline void quantize(const Int4Quantize& p) {
@@ -170,11 +151,13 @@ inline void quantize(const Int4Quantize& p) {
       uint8_t* qdata = p.qdata + row * aoq::ceil_div(p.k, 2);
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t first = g * group, count = p.k - first < group ? p.k - first : group;
-        if (!load_group(data, p.w_dtype, first, count, w.get())) {
+        const ValueRange range = load_group(data, p.w_dtype, first, count, w.get());
+        if (!range.finite) {
           __atomic_store_n(p.bad_row, row, __ATOMIC_RELAXED);
           return;
         }
-        quantize_group(p, {w.get(), count, aoq::ceil_div(count, 16)}, row * groups + g, qdata + first / 2);
+        const Group values{w.get(), count, aoq::ceil_div(count, 16)};
+        quantize_group(p, values, range, row * groups + g, qdata + first / 2);
       }
     }
   };
