@@ -1,6 +1,6 @@
 # make demo   the main job on a real chat model: quantize, save, reload, answer; size, quality and speed beside bf16
 # make test   everything that a machine without a GPU can prove
-# Also: build, lint, bench, sanitize, clean. Each makes what it needs, from nothing.
+# Also: build, lint, bench, sanitize, test-integrations, clean. Each makes what it needs, from nothing.
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -14,7 +14,7 @@ PYSRC  := $(shell find python -name '*.py' -o -name py.typed)
 variant = $(PIP) install --no-build-isolation --no-deps --upgrade --target build/$(1) \
           -C build-dir=build/cmake-$(1) $(foreach d,$(2),-C cmake.define.$(d)) .
 
-.PHONY: demo test test-fast lint bench sanitize build clean
+.PHONY: demo test test-integrations lint bench sanitize build clean
 .DEFAULT_GOAL := test
 
 build: build/.installed
@@ -48,6 +48,33 @@ demo: build
 test: build/.test-tools build/.emulated
 	$(BIN)/python -m pytest -q
 	PYTHONPATH=build/emulated $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
+
+# aoq inside the real frameworks, each in an environment of its own: FRAMEWORKS="vllm diffusers" selects.
+FRAMEWORKS ?= $(sort $(basename $(notdir $(wildcard tests/frameworks/*.txt))))
+.PRECIOUS: build/env-%/.ready
+
+test-integrations: $(FRAMEWORKS:%=test-framework-%)
+
+test-framework-%: build/env-%/.ready build/models/SmolLM2-135M-Instruct
+	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/build/env-$*/bin:$$PATH" \
+	  python -m pytest -q -p no:cacheprovider $(wildcard tests/frameworks/test_$*.py tests/frameworks/test_$*_*.py)
+
+# What frameworks pin of torch's siblings is built for CUDA and does not load beside this torch.
+build/env-%/.ready: tests/frameworks/%.txt build/wheel/.ready
+	PYTHON=$(PYTHON) sh scripts/venv.sh build/env-$*
+	build/env-$*/bin/pip --disable-pip-version-check --quiet install "$(TORCH)"
+	build/env-$*/bin/pip --disable-pip-version-check --quiet install pytest hypothesis -r $< build/wheel/*.whl
+	build/env-$*/bin/pip --disable-pip-version-check --quiet install --force-reinstall --no-deps build/wheel/*.whl
+	build/env-$*/bin/pip --quiet uninstall -y torchvision torchaudio torchcodec
+	touch $@
+
+build/wheel/.ready: build/.installed
+	rm -rf build/wheel
+	$(PIP) wheel --no-build-isolation --no-deps -w build/wheel .
+	touch $@
+
+build/models/SmolLM2-135M-Instruct: | build/.installed
+	$(BIN)/python examples/get_model.py
 
 lint: build/.test-tools
 	$(BIN)/ruff check .
