@@ -19,9 +19,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from aoq import Int4WeightOnlyConfig
+from aoq import AoqConfig, Int4WeightOnlyConfig
 from aoq.evaluation import Quality, evaluate, evaluation_windows
-from aoq.integrations.transformers import AoqConfig, load_model
+from aoq.integrations.transformers import load_model
 from get_model import MODELS, get_model
 
 QUESTION = "What is gravity?"

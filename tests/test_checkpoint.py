@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from aoq import Int4Tensor, Int4WeightOnlyConfig
+from aoq import AoqConfig, Int4Tensor, Int4WeightOnlyConfig
 from aoq.checkpoint import INDEX, stored_weights, weight_files
 from aoq.convert import new_directory, quantize_checkpoint
-from aoq.integrations.transformers import AoqConfig
 from example_models import real_model, tiny_model
 
 CONFIG = Int4WeightOnlyConfig(group_size=32)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from aoq import Int4WeightOnlyConfig
+from aoq import AoqConfig, Int4WeightOnlyConfig
 from aoq.evaluation import evaluate, evaluation_text, evaluation_windows
-from aoq.integrations.transformers import AoqConfig, load_model
+from aoq.integrations.transformers import load_model
 from example_models import real_model, tiny_model
 
 

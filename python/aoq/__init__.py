@@ -1,7 +1,6 @@
 """aoq: int4 and int8 weights for PyTorch models, with CPU kernels."""
 
 from importlib.metadata import version
-from typing import Any
 
 from aoq.config import (
     AOBaseConfig,
@@ -19,6 +18,7 @@ from aoq.config import (
     config_to_dict,
 )
 from aoq.integrations.on_import import on_import
+from aoq.integrations.quantization_config import AoqConfig
 from aoq.quantize import QuantizeReport, dequantize_, quantize_, register_quantize_module_handler
 from aoq.tensors import (
     Int4Tensor,
@@ -34,6 +34,7 @@ __version__ = version("aoq")
 
 __all__ = [
     "AOBaseConfig",
+    "AoqConfig",
     "FqnToConfig",
     "Int4Tensor",
     "Int4WeightOnlyConfig",
@@ -58,14 +59,6 @@ __all__ = [
     "quantize_",
     "register_quantize_module_handler",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "AoqConfig":  # needs transformers, which `import aoq` does not
-        from aoq.integrations.transformers import AoqConfig
-
-        return AoqConfig
-    raise AttributeError(f"module 'aoq' has no attribute {name!r}")
 
 
 # Once transformers is there, before or after aoq, it knows quant_method "aoq".

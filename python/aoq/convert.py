@@ -21,8 +21,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from aoq.checkpoint import INDEX, WEIGHTS, open_safetensors, read_json, stored_weights, weight_files
 from aoq.config import AOBaseConfig
+from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import flatten, save_file
-from aoq.integrations.transformers import AoqConfig, AoqQuantizer, empty_model, model_names
+from aoq.integrations.transformers import AoqQuantizer, empty_model, model_names
 from aoq.progress import track
 from aoq.quantize import QuantizedWeight, QuantizeReport, SkippedWeight
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, Pre
 
 from aoq import (
     AOBaseConfig,
+    AoqConfig,
     FqnToConfig,
     Int4Tensor,
     Int4WeightOnlyConfig,
@@ -26,7 +27,6 @@ from aoq import (
     quantize_,
 )
 from aoq.integrations.safetensors import flatten
-from aoq.integrations.transformers import AoqConfig
 from example_models import real_model, tiny_model
 
 CONFIG = Int4WeightOnlyConfig(group_size=32)

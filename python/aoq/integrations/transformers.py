@@ -11,8 +11,7 @@ embeddings stay as they are unless asked for.
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,71 +27,28 @@ from transformers import (
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantizer
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
-from aoq.config import AOBaseConfig, FqnToConfig, config_from_dict, config_to_dict
+from aoq.config import AOBaseConfig
+from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import flatten, unflatten_one
-from aoq.quantize import check_rules, dequantize_, plan
+from aoq.quantize import dequantize_
 from aoq.tensors.base import QuantizedTensor
 
-logger = logging.getLogger("aoq")
-
-
-@register_quantization_config("aoq")
-class AoqConfig(QuantizationConfigMixin):
-    """How transformers quantizes a model with aoq.
-
-    Args:
-        quant_type: a config such as `Int4WeightOnlyConfig()`, its dict, or {"default": its dict}.
-        modules_to_not_convert: modules to leave as they are: `s` stands for every module whose dotted name
-            has `s` in it. None leaves the output layer and tied weights. What a `FqnToConfig` names is quantized
-            all the same.
-        include_embedding: quantize the embedding and the output layer too.
-
-    Raises ValueError or TypeError for a `quant_type` that is not a config.
-    """
-
-    def __init__(
-        self,
-        quant_type: AOBaseConfig | Mapping[str, Any],
-        modules_to_not_convert: list[str] | None = None,
-        include_embedding: bool = False,
-        **ignored: Any,
-    ) -> None:
-        if isinstance(quant_type, Mapping):
-            quant_type = config_from_dict(dict(quant_type.get("default", quant_type)))
-        if not isinstance(quant_type, AOBaseConfig):
-            raise TypeError(f"quant_type: expected a config such as Int4WeightOnlyConfig(), got {quant_type!r}")
-        ignored.pop("quant_method", None)
-        if ignored:
-            logger.warning("AoqConfig: no effect here: %s", ", ".join(sorted(ignored)))
-        self.quant_method: Any = "aoq"
-        self.quant_type = quant_type
-        self.modules_to_not_convert = modules_to_not_convert
-        self.include_embedding = include_embedding
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON of config.json's `quantization_config`."""
-        return {
-            "quant_method": self.quant_method,
-            "quant_type": {"default": config_to_dict(self.quant_type)},
-            "modules_to_not_convert": self.modules_to_not_convert,
-            "include_embedding": self.include_embedding,
-        }
+AUTO_QUANTIZATION_CONFIG_MAPPING["aoq"] = AoqConfig  # the decorator wants a class that is for transformers alone
 
 
 @register_quantizer("aoq")
 class AoqQuantizer(HfQuantizer):
     """Quantizes, or reads, each weight as transformers loads it."""
 
-    quantization_config: AoqConfig
+    quantization_config: AoqConfig  # type: ignore[assignment]
 
     def __init__(self, quantization_config: AoqConfig, **kwargs: Any) -> None:
         # A copy: what is left as it is depends on the model, and the config may serve for another one.
-        super().__init__(copy.copy(quantization_config), **kwargs)
+        super().__init__(copy.copy(quantization_config), **kwargs)  # type: ignore[arg-type]
         self.configs: dict[str, AOBaseConfig] = {}  # parameter -> how to quantize it
         self.skipped: dict[str, str] = {}  # parameter -> why it stays as it is
         self.stored: dict[str, StoredWeight] = {}  # parameter -> what the checkpoint has of it
@@ -118,33 +74,14 @@ class AoqQuantizer(HfQuantizer):
         config = self.quantization_config
         if config.modules_to_not_convert is None:
             config.modules_to_not_convert = self._default_skips(model)
-
-        def skips(fqn: str) -> bool:
-            return any(f".{skip}." in f".{fqn}." for skip in config.modules_to_not_convert or ())
-
-        def selects(module: nn.Module, fqn: str) -> bool:
-            kinds = (nn.Linear, nn.Embedding) if config.include_embedding else nn.Linear
-            return isinstance(module, kinds) and not skips(fqn)
-
-        if isinstance(config.quant_type, FqnToConfig):
-            check_rules(model, config.quant_type)
-        steps, skipped = plan(model, config.quant_type, selects)
-        for step in steps:
-            if type(step.config).quantize is AOBaseConfig.quantize:
-                raise NotImplementedError(f"this version of aoq has no kernels for {type(step.config).__name__}")
-            for owner in step.owners:
-                if owner.named or not skips(owner.module_fqn):
-                    self.configs[owner.fqn] = step.config
-        for weight in skipped:
-            left_out = skips(weight.fqn.rpartition(".")[0])
-            self.skipped[weight.fqn] = "in modules_to_not_convert" if left_out else weight.reason
+        self.configs, self.skipped = config.choose(model)
 
     def _default_skips(self, model: PreTrainedModel) -> list[str]:
         if self.quantization_config.include_embedding:
             return []
-        modules = dict(model.named_modules())
         kept = self.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
         # transformers lists the last norm too: what is never quantized need not be named.
+        modules = dict(model.named_modules())
         return sorted(name for name in kept if isinstance(modules.get(name), nn.Linear | nn.Embedding))
 
     def get_quantize_ops(self) -> ConversionOps:
