@@ -33,11 +33,11 @@ build/.test-tools: $(VENV)/.ready build/.installed
 	touch $@
 
 build/.emulated: build/.installed
-	$(call variant,emulated,AOQ_EMULATE_AMX=ON)
+	$(call variant,emulated,AOQ_EMULATE_AMX=ON AOQ_CUDA=OFF)
 	touch $@
 
 build/.sanitized: build/.installed
-	$(call variant,sanitized,AOQ_EMULATE_AMX=ON AOQ_SANITIZE=address$(comma)undefined)
+	$(call variant,sanitized,AOQ_EMULATE_AMX=ON AOQ_CUDA=OFF AOQ_SANITIZE=address$(comma)undefined)
 	touch $@
 comma := ,
 
@@ -80,7 +80,7 @@ lint: build/.test-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 # Out-of-bounds, uninitialised and undefined behaviour in every kernel, the AMX ones on emulated tiles.
 sanitize: build/.test-tools build/.sanitized

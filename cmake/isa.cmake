@@ -13,3 +13,20 @@ foreach(suffix avx2 avx512 avx512vnni avx512bf16 amx)
     list(REMOVE_ITEM AOQ_SOURCES ${files})  # relative globs above make the paths equal
   endif()
 endforeach()
+
+# The same of CUDA kernels: csrc/<op>/<op>_<suffix>.cu. sm80 is for that and all later ones: binaries for those there are
+# (sm_80's runs on 8.6 as well, but ptxas schedules for each), and PTX for those to come. sm90a is Hopper's own.
+set(AOQ_GENCODE_sm80  80:sm_80 86:sm_86 89:sm_89 90:sm_90,compute_90)
+set(AOQ_GENCODE_sm89  89:sm_89 90:sm_90,compute_90)
+set(AOQ_GENCODE_sm90a 90a:sm_90a)
+set(AOQ_SMS sm80 sm89 sm90a)
+
+foreach(suffix ${AOQ_SMS})
+  set(flags)
+  foreach(gencode ${AOQ_GENCODE_${suffix}})
+    string(REGEX REPLACE "(.*):(.*)" "-gencode=arch=compute_\\1,code=[\\2]" flag ${gencode})
+    list(APPEND flags ${flag})
+  endforeach()
+  file(GLOB files CONFIGURE_DEPENDS csrc/*/*_${suffix}.cu)
+  set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${flags}")
+endforeach()

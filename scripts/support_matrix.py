@@ -1,4 +1,4 @@
-"""The ops' kernels by ISA, read from csrc/*/kernels.inc. Run it to bring README's table up to date."""
+"""The ops' kernels by ISA and CUDA architecture, read from csrc/*/kernels*.inc. Run it to update README."""
 
 import re
 from pathlib import Path
@@ -7,21 +7,30 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- support matrix: scripts/support_matrix.py -->\n", "<!-- end of support matrix -->\n"
 
 
-def kernels(op: str) -> list[tuple[str, str]]:
+def kernels(op: str, table: str = "kernels.inc") -> list[tuple[str, str]]:
     """(isa, kernel) of each line of an op's table, best first."""
-    text = (ROOT / "csrc" / op / "kernels.inc").read_text()
-    return re.findall(r"^AOQ_KERNEL\((\w+), (\w+)\)", text, re.MULTILINE)
+    path = ROOT / "csrc" / op / table
+    return re.findall(r"^AOQ_KERNEL\((\w+), (\w+)\)", path.read_text(), re.MULTILINE) if path.exists() else []
+
+
+def cuda_kernels(op: str) -> list[tuple[str, str]]:
+    """(architecture, kernel) of each line of an op's CUDA table, best first."""
+    return kernels(op, "kernels_cuda.inc")
 
 
 def ops() -> list[str]:
     return sorted(path.parent.name for path in ROOT.glob("csrc/*/kernels.inc"))
 
 
+def names(enum: str, header: str) -> list[str]:
+    found = re.search(rf"enum class {enum} {{ (.*?) }}", (ROOT / header).read_text())
+    assert found is not None
+    return re.findall(r"(\w+)(?: = \d+)?(?:, |$)", found[1])
+
+
 def table() -> str:
-    tables = {op: {isa for isa, _ in kernels(op)} for op in ops()}
-    order = re.search(r"enum class Isa \{ (.*?) \}", (ROOT / "csrc/core/isa.h").read_text())
-    assert order is not None
-    isas = order[1].split(", ")
+    tables = {op: {isa for isa, _ in kernels(op) + cuda_kernels(op)} for op in ops()}
+    isas = names("Isa", "csrc/core/isa.h") + names("Sm", "csrc/core/sm.h")
     lines = ["| op | " + " | ".join(isas) + " |", "|---|" + "---|" * len(isas)]
     lines += [f"| `{op}` |" + "".join(" yes |" if isa in has else " |" for isa in isas) for op, has in tables.items()]
     return "\n".join(lines) + "\n"

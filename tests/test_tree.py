@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 OPS = support_matrix.ops()
 ISAS = ("amx", "avx512bf16", "avx512vnni", "avx512", "avx2", "ref")  # best first
+SMS = ("sm90a", "sm89", "sm80")  # best first
 SEALED = sorted(path for isa in ISAS[:-1] for path in CSRC.glob(f"*/*_{isa}.cpp"))
 ALLOWED = {"<immintrin.h>", "<cstdint>", "<cstring>", "<cmath>", "<cstddef>"}
 
@@ -42,13 +43,15 @@ def test_an_op_is_one_folder_one_file_one_test(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_kernel_is_its_file_and_one_line(op):
-    listed = support_matrix.kernels(op)
-    assert all(name == f"{op}_{isa}" for isa, name in listed)
-    files = {path.stem for path in CSRC.glob(f"{op}/{op}_*.cpp")}
-    assert files == {name for _, name in listed}
-    order = [isa for isa, _ in listed]
-    assert order == [isa for isa in ISAS if isa in order], "best first"
-    assert order[-1] == "ref"
+    cpu, cuda = support_matrix.kernels(op), support_matrix.cuda_kernels(op)
+    for listed, suffix, targets in ((cpu, "cpp", ISAS), (cuda, "cu", SMS)):
+        assert all(name == f"{op}_{target}" for target, name in listed)
+        files = {path.stem for path in CSRC.glob(f"{op}/{op}_*.{suffix}")} - {f"{op}_cuda"}
+        assert files == {name for _, name in listed}
+        order = [target for target, _ in listed]
+        assert order == [target for target in targets if target in order], "best first"
+    assert cpu[-1][0] == "ref"
+    assert (CSRC / op / f"{op}_cuda.cpp").exists() == bool(cuda), "CUDA kernels have an entry"
 
 
 @pytest.mark.parametrize("path", SEALED, ids=lambda path: path.name)

@@ -1,9 +1,7 @@
-#include "int4_pack/int4_pack.h"
+#include "int4_pack/int4_pack_entry.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
-#include "core/check.h"
 #include "core/int4.h"
 #include "core/kernel.h"
 
@@ -18,18 +16,7 @@ constexpr Kernel<Int4PackKernel> kKernels[] = {
 const bool kRegistered = register_op("int4_pack", kKernels);
 
 Tensor int4_pack(const Tensor& qdata, int64_t k) {
-  constexpr const char* op = "int4_pack";
-  check_uint8(qdata, op, "qdata");
-  check_value(qdata.dim() == 2, op, "qdata", "expected shape [n, ceil(k/2)], got ", shape(qdata));
-  check_value(k > 0, op, "k", "expected at least 1, got ", k);
-  const int64_t n = qdata.size(0);
-  check_shape(qdata, {n, ceil_div(k, 2)}, op, "qdata");
-  check_value(n > 0, op, "qdata", "expected at least one row, got ", shape(qdata));
-  const Tensor qdata_ = qdata.is_contiguous() ? qdata : torch::stable::contiguous(qdata);
-  Tensor packed = torch::stable::new_empty(qdata, {ceil_div(n, kUnitN), ceil_div(k, int4::kUnitK), kUnitBytes});
-  select(kKernels)(Int4Pack{n, k, static_cast<const uint8_t*>(qdata_.const_data_ptr()),
-                            static_cast<uint8_t*>(packed.mutable_data_ptr())});
-  return packed;
+  return int4_pack_entry(qdata, k, int4::kUnitK, kUnitBytes, [](const Int4Pack& args) { select(kKernels)(args); });
 }
 
 }  // namespace

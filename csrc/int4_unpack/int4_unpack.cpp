@@ -1,9 +1,7 @@
-#include "int4_unpack/int4_unpack.h"
+#include "int4_unpack/int4_unpack_entry.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
-#include "core/check.h"
 #include "core/int4.h"
 #include "core/kernel.h"
 
@@ -18,16 +16,8 @@ constexpr Kernel<Int4UnpackKernel> kKernels[] = {
 const bool kRegistered = register_op("int4_unpack", kKernels);
 
 Tensor int4_unpack(const Tensor& packed, int64_t n, int64_t k) {
-  constexpr const char* op = "int4_unpack";
-  check_uint8(packed, op, "packed");
-  check_value(n > 0, op, "n", "expected at least 1, got ", n);
-  check_value(k > 0, op, "k", "expected at least 1, got ", k);
-  check_shape(packed, {ceil_div(n, kUnitN), ceil_div(k, int4::kUnitK), kUnitBytes}, op, "packed");
-  const Tensor packed_ = packed.is_contiguous() ? packed : torch::stable::contiguous(packed);
-  Tensor qdata = torch::stable::new_empty(packed, {n, ceil_div(k, 2)});
-  select(kKernels)(Int4Unpack{n, k, static_cast<const uint8_t*>(packed_.const_data_ptr()),
-                              static_cast<uint8_t*>(qdata.mutable_data_ptr())});
-  return qdata;
+  return int4_unpack_entry(packed, n, k, int4::kUnitK, kUnitBytes,
+                           [](const Int4Unpack& args) { select(kKernels)(args); });
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ import aoq
 from aoq import _C
 from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
 from aoq.config import AOBaseConfig, MappingType, config_from_dict
+from aoq.ops.kernels import kernels
 from aoq.tensors.int4 import Int4WeightOnlyConfig
 from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig
 from aoq.tensors.int8_int4 import Int8DynamicActivationInt4WeightConfig
@@ -177,7 +178,7 @@ def _print_installation() -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     for op in _C.ops():
-        table.add_row(op, ", ".join(_C.kernels(op)))
+        table.add_row(op, ", ".join(_C.kernels(op) + kernels(op, torch.device("cuda"))))
     console.print(table, highlight=False)
 
 

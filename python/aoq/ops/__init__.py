@@ -1,12 +1,17 @@
 """The ops: for each a typed wrapper, its fake kernel (shapes only, for tracing) and a PyTorch reference."""
 
+import os
 from pathlib import Path
 
 import torch
 
 from aoq import _C
 
-torch.ops.load_library(Path(_C.__file__).with_name("libaoq.so"))  # registers torch.ops.aoq.*
+_libaoq_cuda = Path(_C.__file__).with_name("libaoq_cuda.so")
+
+torch.ops.load_library(_libaoq_cuda.with_name("libaoq.so"))  # registers torch.ops.aoq.*
+if (torch.version.cuda and _libaoq_cuda.exists()) or os.environ.get("AOQ_LOAD_CUDA") == "1":
+    torch.ops.load_library(_libaoq_cuda)  # their CUDA kernels; what it raises is why there are none
 
 from aoq.ops.int4_mm import int4_mm, int4_mm_reference  # noqa: E402
 from aoq.ops.int4_pack import int4_pack, int4_pack_reference  # noqa: E402

@@ -1,4 +1,4 @@
-"""int4_unpack: the CPU's tiled layout back to plain int4 codes."""
+"""int4_unpack: a device's tiled layout back to plain int4 codes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from aoq.ops.errors import raises_typed
+from aoq.ops.int4_pack import CUDA_TILE_BYTES
 from aoq.ops.packed import TILE_N
 
 
@@ -14,7 +15,7 @@ def int4_unpack(packed: Tensor, n: int, k: int) -> Tensor:
     """Inverts `int4_pack`, exactly.
 
     Args:
-        packed: uint8 [ceil(n / 16), ceil(k / 8), 64].
+        packed: uint8 `packed_shape(n, k, device)`.
         n, k: the shape of the weight.
 
     Returns:
@@ -33,7 +34,11 @@ def _(packed: Tensor, n: int, k: int) -> Tensor:
 
 
 def int4_unpack_reference(packed: Tensor, n: int, k: int) -> Tensor:
-    """The reference for `int4_unpack` in PyTorch."""
+    """The reference for `int4_unpack` in PyTorch, of either layout: their tiles differ in size."""
+    if packed.shape[-1] == CUDA_TILE_BYTES:
+        nibbles = torch.stack((packed & 0xF, packed >> 4), dim=-1).view(*packed.shape[:2], 8, 4, 4, 2, 2, 2)
+        codes = nibbles.permute(0, 7, 2, 1, 4, 6, 3, 5).reshape(TILE_N * len(packed), -1)[:n]
+        return (codes[:, 0 : k + k % 2 : 2] | codes[:, 1 : k + k % 2 : 2] << 4).contiguous()
     lanes = packed.unflatten(2, (TILE_N, 4)).transpose(1, 2).flatten(0, 1)[:n]  # [n, ku, 4]
     return lane_bytes(lanes)[:, : (k + 1) // 2]
 

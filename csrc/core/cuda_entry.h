@@ -1,0 +1,52 @@
+// What CUDA entries (<op>_cuda.cpp) share: the device and the stream of a call. Workspace is a tensor, so that it comes
+// from the framework's allocator; nothing waits for the device, so that every op can be captured in a graph.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "core/check.h"
+#include "core/cuda.h"
+#include "core/sm.h"
+
+// Weak: a torch without CUDA lacks it, where tests load this library to see what it registers.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+namespace aoq {
+
+inline void check_cuda(cudaError_t error, const char* op) {
+  if (error != cudaSuccess) throw std::runtime_error(join("aoq::", op, ": CUDA: ", cudaGetErrorString(error)));
+}
+
+// Makes the device of `tensor` current as long as it lives: `const OnDevice device(x, op);`, then
+// `select(kKernels, device.capability)(args, device.stream); device.check_launch();`
+class OnDevice {
+ public:
+  OnDevice(const Tensor& tensor, const char* op) : op_(op), guard_(tensor.get_device_index()) {
+    const int index = tensor.get_device_index();
+    int major = 0, minor = 0;
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), op);
+    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), op);
+    capability = 10 * major + minor;
+    void* current = nullptr;
+    if (!aoti_torch_get_current_cuda_stream) throw std::runtime_error(join("aoq::", op, ": torch has no CUDA"));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
+    stream = static_cast<CudaStream>(current);
+  }
+
+  void check_launch() const { check_cuda(cudaGetLastError(), op_); }
+
+  int capability = 0;  // 10 * major + minor
+  CudaStream stream = nullptr;
+
+ private:
+  const char* op_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+inline void check_device(const Tensor& tensor, const Tensor& like, const char* op, const char* operand) {
+  check_value(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), op, operand,
+              "expected a tensor on cuda:", like.get_device_index(), " like the others, got one on another device");
+}
+
+}  // namespace aoq

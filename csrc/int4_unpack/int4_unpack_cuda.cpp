@@ -1,0 +1,28 @@
+#include <torch/csrc/stable/library.h>
+
+#include "core/cuda_entry.h"
+#include "core/int4_cuda.h"
+#include "int4_unpack/int4_unpack_entry.h"
+
+namespace aoq {
+namespace {
+
+#define AOQ_KERNEL(sm, function) {Sm::sm, #function, function},
+constexpr CudaKernel<Int4UnpackCudaKernel> kKernels[] = {
+#include "int4_unpack/kernels_cuda.inc"
+};
+#undef AOQ_KERNEL
+const bool kRegistered = register_cuda_op("int4_unpack", kKernels);
+
+Tensor int4_unpack_cuda(const Tensor& packed, int64_t n, int64_t k) {
+  const OnDevice device(packed, "int4_unpack");
+  return int4_unpack_entry(packed, n, k, int4_cuda::kTileK, int4_cuda::kTileBytes, [&](const Int4Unpack& args) {
+    select(kKernels, device.capability)(args, device.stream);
+    device.check_launch();
+  });
+}
+
+}  // namespace
+}  // namespace aoq
+
+STABLE_TORCH_LIBRARY_IMPL(aoq, CUDA, m) { m.impl("int4_unpack", TORCH_BOX(&aoq::int4_unpack_cuda)); }

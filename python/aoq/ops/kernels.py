@@ -1,0 +1,17 @@
+"""Which kernels run an op on a device."""
+
+from __future__ import annotations
+
+import torch
+
+from aoq import _C
+
+
+def kernels(op: str, device: torch.device) -> list[str]:
+    """The kernels of `op` for tensors on `device`, best first; none where there is no such device or no kernel."""
+    if device.type == "cpu":
+        return _C.kernels(op)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return []
+    major, minor = torch.cuda.get_device_capability(device)
+    return _C.cuda_kernels(op, 10 * major + minor)

@@ -1,0 +1,82 @@
+"""libaoq_cuda without a GPU: it loads beside a torch without CUDA, registers its ops, and needs only the stable ABI."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aoq import _C
+
+LIBRARY = Path(_C.__file__).with_name("libaoq_cuda.so")
+
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"CUDA kernels: {_C.build_info()['cuda']}")
+
+REGISTERED = """
+import torch, aoq
+from aoq import _C
+for op in _C.ops():
+    if torch._C._dispatch_has_kernel_for_dispatch_key("aoq::" + op, "CUDA"):
+        print(op, *_C.cuda_kernels(op, {capability}))
+"""
+
+
+def run(code, **environment):
+    environment = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def registered(capability, **environment):
+    done = run(REGISTERED.format(capability=capability), AOQ_LOAD_CUDA="1", **environment)
+    assert done.returncode == 0, done.stderr
+    return {op: kernels for op, *kernels in map(str.split, done.stdout.splitlines())}
+
+
+def test_ops_register():
+    ops = registered(90)
+    assert {"int4_pack", "int4_unpack"} <= set(ops)
+    assert all(ops.values()), "an op without a kernel for Hopper"
+    assert ops["int4_pack"] == ["int4_pack_sm80"]
+
+
+def test_every_op_runs_from_compute_capability_8_on():
+    assert all(registered(80).values()) and all(registered(120).values())
+    assert not any(registered(75).values())
+
+
+def test_hopper_kernels_run_on_hopper_alone():
+    for capability in (80, 89, 100):
+        assert not [name for names in registered(capability).values() for name in names if name.endswith("sm90a")]
+
+
+def test_aoq_sm_limits_what_is_chosen():
+    assert all(name.endswith("sm80") for names in registered(90, AOQ_SM="sm80").values() for name in names)
+    done = run("import aoq", AOQ_SM="sm70")
+    assert done.returncode != 0
+    assert "AOQ_SM=sm70 is not an architecture that aoq has kernels for: sm80, sm89, sm90a" in done.stderr
+
+
+def test_torch_without_cuda_does_not_load_it():
+    import torch
+
+    if torch.version.cuda:
+        pytest.skip("this torch has CUDA")
+    done = run("import aoq, aoq._C as c; print(c.cuda_kernels('int4_pack', 90))", AOQ_LOAD_CUDA="")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_open_symbols_are_of_the_stable_abi():
+    """Any other symbol of torch would tie the library to one version of it; CUDA's runtime is inside."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("nm is not installed")
+    listed = subprocess.run([nm, "-DC", "--undefined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
+    names = [line.split(maxsplit=1)[1] for line in listed.splitlines()]
+    assert any(name.startswith("aoti_torch_") for name in names)
+    for name in names:
+        ours, stable = name.startswith("aoq::"), re.match(r"(aoti_torch|torch)_\w+$", name)
+        system = "@" in name or name.startswith(("_ITM_", "__gmon_start__", "__cxa_", "_Unwind_"))
+        assert ours or stable or system, name
