@@ -15,12 +15,25 @@ struct RowScale {
   float scale, zero_point;
 };
 
-// codes has room for k rounded up to 16. A row with a NaN or an infinity gets the scale NaN.
-inline RowScale quantize_row(const void* x, aoq::Dtype dtype, int64_t k, bool asymmetric, aoq::Dtype scale_dtype,
-                             int8_t* codes) {
+// A row as it lies in memory. What is quantized is any such function of i: the values i .. i + 15, zeros from k on.
+struct GivenRow {
+  const void* x;
+  aoq::Dtype dtype;
+  int64_t k;
+  F32x16 operator()(int64_t i) const { return load16_part(x, dtype, i, k); }
+};
+
+template <class Row>
+inline ValueRange row_range(const Row& row, int64_t k) {
   ValueRangeScan scan;
-  for (int64_t i = 0; i < k; i += 16) scan.add(load16_part(x, dtype, i, k));
-  const ValueRange range = scan.result();
+  for (int64_t i = 0; i < k; i += 16) scan.add(row(i));
+  return scan.result();
+}
+
+// codes has room for k rounded up to 16. A row with a NaN or an infinity gets the scale NaN.
+template <class Row>
+inline RowScale quantize_row(const Row& values, int64_t k, bool asymmetric, aoq::Dtype scale_dtype, int8_t* codes) {
+  const ValueRange range = row_range(values, k);
   constexpr float kEps = 0x1p-23f;
   RowScale row{};
   if (asymmetric) {
@@ -36,12 +49,15 @@ inline RowScale quantize_row(const void* x, aoq::Dtype dtype, int64_t k, bool as
   }
   const F32x16 scale = splat(row.scale), least = splat(-128 - row.zero_point), most = splat(127 - row.zero_point);
   const I32x16 zero = splat(static_cast<int32_t>(row.zero_point));
-  for (int64_t i = 0; i < k; i += 16) {
-    const F32x16 quotient = load16_part(x, dtype, i, k) / scale;
-    store16_i8(codes + i, round_to_int(min(max(quotient, least), most)) + zero);
-  }
+  for (int64_t i = 0; i < k; i += 16)
+    store16_i8(codes + i, round_to_int(min(max(values(i) / scale, least), most)) + zero);
   if (!range.finite) row.scale = bits_to_float(0x7fc00000);
   return row;
+}
+
+inline RowScale quantize_row(const void* x, aoq::Dtype dtype, int64_t k, bool asymmetric, aoq::Dtype scale_dtype,
+                             int8_t* codes) {
+  return quantize_row(GivenRow{x, dtype, k}, k, asymmetric, scale_dtype, codes);
 }
 
 }  // namespace

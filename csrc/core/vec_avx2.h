@@ -119,6 +119,10 @@ inline void store16(float* data, F32x16 a) {
   _mm256_storeu_ps(data, a.low);
   _mm256_storeu_ps(data + 8, a.high);
 }
+inline void store16_part(void* data, aoq::Dtype dtype, int64_t i, F32x16 a, int64_t count) {
+  Avx2::store(data, dtype, i, a.low, count);
+  if (count > 8) Avx2::store(data, dtype, i + 8, a.high, count - 8);
+}
 inline void store16_i32(void* data, I32x16 a) {
   _mm256_storeu_si256(static_cast<__m256i*>(data), a.low);
   _mm256_storeu_si256(static_cast<__m256i*>(data) + 1, a.high);

@@ -96,6 +96,9 @@ inline void store16_i8(int8_t* data, I32x16 a) {
 }
 inline I32x16 load16_i32(const void* data) { return {_mm512_loadu_si512(data)}; }
 inline void store16(float* data, F32x16 a) { _mm512_storeu_ps(data, a.v); }
+inline void store16_part(void* data, aoq::Dtype dtype, int64_t i, F32x16 a, int64_t count) {
+  Avx512::store(data, dtype, i, a.v, count < 16 ? count : 16);
+}
 inline void store16_i32(void* data, I32x16 a) { _mm512_storeu_si512(data, a.v); }
 inline I32x16 gather16(const uint8_t* data, int64_t stride) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

@@ -95,6 +95,10 @@ inline F32x16 load16(const void* data, aoq::Dtype dtype, int64_t i) {
   return result;
 }
 inline void store16(float* data, F32x16 a) { std::memcpy(data, a.lane, sizeof(a)); }
+// The first `count` of them, or all sixteen.
+inline void store16_part(void* data, aoq::Dtype dtype, int64_t i, F32x16 a, int64_t count) {
+  for (int lane = 0; lane < kVec && lane < count; ++lane) store_float(data, dtype, i + lane, a.lane[lane]);
+}
 inline void store16_i32(void* data, I32x16 a) { std::memcpy(data, a.lane, sizeof(a)); }
 inline void store16_i8(int8_t* data, I32x16 a) {  // values that fit
   for (int lane = 0; lane < kVec; ++lane) data[lane] = static_cast<int8_t>(a.lane[lane]);

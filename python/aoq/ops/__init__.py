@@ -13,6 +13,7 @@ torch.ops.load_library(_libaoq_cuda.with_name("libaoq.so"))  # registers torch.o
 if (torch.version.cuda and _libaoq_cuda.exists()) or os.environ.get("AOQ_LOAD_CUDA") == "1":
     torch.ops.load_library(_libaoq_cuda)  # their CUDA kernels; what it raises is why there are none
 
+from aoq.ops.fp8_quantize import fp8_dequantize, fp8_quantize, fp8_quantize_reference  # noqa: E402
 from aoq.ops.int4_mm import int4_mm, int4_mm_reference  # noqa: E402
 from aoq.ops.int4_pack import int4_pack, int4_pack_reference  # noqa: E402
 from aoq.ops.int4_quantize import int4_dequantize, int4_quantize, int4_quantize_reference  # noqa: E402
@@ -23,8 +24,13 @@ from aoq.ops.int8_pack import int8_pack, int8_pack_reference  # noqa: E402
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize, int8_quantize_reference  # noqa: E402
 from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference  # noqa: E402
 from aoq.ops.packed import tile_scale, untile_scale  # noqa: E402
+from aoq.ops.rmsnorm_quantize import rmsnorm_quantize, rmsnorm_quantize_reference  # noqa: E402
+from aoq.ops.silu_mul_quantize import silu_mul_quantize, silu_mul_quantize_reference  # noqa: E402
 
 __all__ = [
+    "fp8_dequantize",
+    "fp8_quantize",
+    "fp8_quantize_reference",
     "int4_dequantize",
     "int4_mm",
     "int4_mm_reference",
@@ -45,6 +51,10 @@ __all__ = [
     "int8_quantize_reference",
     "int8_unpack",
     "int8_unpack_reference",
+    "rmsnorm_quantize",
+    "rmsnorm_quantize_reference",
+    "silu_mul_quantize",
+    "silu_mul_quantize_reference",
     "tile_scale",
     "untile_scale",
 ]

@@ -1,0 +1,60 @@
+// fp8 codes: e4m3fn (largest value 448, no infinities) and e5m2 (57344). The vec_*.h included before this file gives
+// the types, of sixteen lanes or, on a GPU, of one.
+//
+//   e4m3   s eeee mmm   2^(e - 7) * (1 + m / 8)    e = 0: m * 2^-9
+//   e5m2   s eeeee mm   2^(e - 15) * (1 + m / 4)   e = 0: m * 2^-16
+#pragma once
+#include "core/dtype.h"
+
+namespace {
+
+struct E4m3 {
+  static constexpr int kMantissa = 3, kBias = 7;
+  static constexpr float kMax = 448, kLeastNormal = 0x1p-6f;
+};
+struct E5m2 {
+  static constexpr int kMantissa = 2, kBias = 15;
+  static constexpr float kMax = 57344, kLeastNormal = 0x1p-14f;
+};
+
+// The code nearest to each value, half to even, as a signed byte; values lie within +-kMax.
+//
+// Normal values: float bits, rounded to kMantissa bits, less the difference of the biases. Subnormal ones: added to the
+// power of two whose last bit is worth one code, so that the sum's last bits are the code. Both are computed of values
+// clamped to their range, where each gives the other's share, 1 << kMantissa, exactly; so no lane needs to choose.
+template <class Format>
+AOQ_DEVICE inline I32x16 fp8_code(F32x16 value) {
+  constexpr int kShift = 23 - Format::kMantissa;
+  constexpr float kMagic = Format::kLeastNormal * static_cast<float>(1 << kShift);  // 2^14, 2^7
+  const I32x16 all = bits(value);
+  const F32x16 magnitude = from_bits(all & splat(0x7fffffff)), least = splat(Format::kLeastNormal);
+  const I32x16 normal = bits(max(magnitude, least));
+  const I32x16 odd = (normal >> kShift) & splat(1);
+  const I32x16 rounded = (normal + odd + splat((1 << (kShift - 1)) - 1)) >> kShift;
+  const I32x16 subnormal = bits(min(magnitude, least) + splat(kMagic));
+  constexpr int32_t kRebias = (127 - Format::kBias) << Format::kMantissa;
+  constexpr int32_t kMagicBits = (127 + (Format::kMantissa == 3 ? 14 : 7)) << 23;
+  const I32x16 code = rounded + subnormal + splat(-kRebias - kMagicBits - (1 << Format::kMantissa));
+  const I32x16 byte = code + ((all >> 31) << 7);
+  return ((byte + splat(128)) & splat(255)) + splat(-128);
+}
+
+// What absmax is divided by: at least 1e-12 of it, so that zeros give zeros.
+template <class Format>
+AOQ_DEVICE inline float fp8_scale(float absmax, float lb, float ub) {
+  absmax = absmax < lb ? lb : absmax;
+  absmax = absmax > ub ? ub : absmax;
+  return (absmax > 1e-12f ? absmax : 1e-12f) / Format::kMax;
+}
+
+template <class Format>
+AOQ_DEVICE inline float fp8_to_float(uint8_t code) {
+  const uint32_t sign = static_cast<uint32_t>(code & 0x80) << 24, magnitude = code & 0x7f;
+  constexpr int kShift = 23 - Format::kMantissa;
+  if (magnitude >> Format::kMantissa == 0)  // a whole number of the smallest code
+    return bits_to_float(sign | float_to_bits(static_cast<float>(magnitude) * Format::kLeastNormal /
+                                              static_cast<float>(1 << Format::kMantissa)));
+  return bits_to_float(sign | ((magnitude << kShift) + (static_cast<uint32_t>(127 - Format::kBias) << 23)));
+}
+
+}  // namespace

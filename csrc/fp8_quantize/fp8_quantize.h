@@ -1,0 +1,11 @@
+// Each row of x, or all of x, to fp8 codes and a scale: core/quantize_rows.h says how.
+#pragma once
+#include "core/quantize_rows.h"
+
+namespace aoq {
+
+#define AOQ_KERNEL(isa, function) void function(const QuantizeRows&);
+#include "fp8_quantize/kernels.inc"
+#undef AOQ_KERNEL
+
+}  // namespace aoq

@@ -1,0 +1,11 @@
+// Each row of silu(gate) * up to 8-bit codes: core/quantize_rows.h.
+#pragma once
+#include "core/quantize_rows.h"
+
+namespace aoq {
+
+#define AOQ_KERNEL(isa, function) void function(const QuantizeRows&);
+#include "silu_mul_quantize/kernels.inc"
+#undef AOQ_KERNEL
+
+}  // namespace aoq
