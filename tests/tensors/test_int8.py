@@ -233,11 +233,29 @@ def test_json_of_other_versions_and_torchao(caplog: pytest.LogCaptureFixture) ->
         (lambda: INT4(True), TypeError, "group_size: expected int, got True"),
         (lambda: INT4(32, "symmetric"), TypeError, "mapping_type: expected MappingType"),
         (lambda: INT4(32, SYMMETRIC, None), TypeError, "act_mapping_type: expected MappingType, got None"),
+        (lambda: INT4(scale_dtype=torch.int8), TypeError, "Int4.*scale_dtype: expected a float"),
+        (
+            lambda: INT8(scale_dtype=torch.float64),
+            TypeError,
+            "Int8.*scale_dtype: expected a float",
+        ),
     ],
 )
 def test_bad_settings(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [INT8, INT4])
+def test_scale_dtype(kind: type[INT8 | INT4]) -> None:
+    w, x = torch.randn(40, 72).bfloat16(), torch.randn(3, 72).bfloat16()
+    wide, narrow = kind(scale_dtype=torch.float32).quantize(w), kind().quantize(w)
+    assert (wide.scale.dtype, narrow.scale.dtype) == (torch.float32, torch.bfloat16)
+    assert wide.dtype == F.linear(x, wide).dtype == torch.bfloat16
+    exact = kind().quantize(w.float())
+    assert torch.equal(wide.unpack().scale, exact.unpack().scale)
+    with pytest.raises(ValueError, match="whose scale float16 holds"):
+        kind(scale_dtype=torch.float16).quantize(torch.full((2, 16), 1e8))
 
 
 def test_quantize_reports_bits() -> None:

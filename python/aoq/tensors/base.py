@@ -31,6 +31,12 @@ def check_weight(w: Tensor) -> None:
         raise TypeError(f"w: expected bfloat16, float16 or float32, got {dtype_name(w.dtype)}")
 
 
+def check_scale_dtype(config: object, dtype: torch.dtype | None) -> None:
+    """Raises TypeError unless `config` may store scales in `dtype`."""
+    if dtype not in (None, *ACTIVATION_DTYPES):
+        raise TypeError(f"{type(config).__name__}.scale_dtype: expected a float dtype, got {dtype}")
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -16,7 +16,7 @@ from aoq.ops.int4_pack import TILE_K, int4_pack
 from aoq.ops.int4_quantize import int4_dequantize, int4_quantize
 from aoq.ops.int4_unpack import int4_unpack, lane_bytes
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
-from aoq.tensors.base import ACTIVATION_DTYPES, check_weight
+from aoq.tensors.base import ACTIVATION_DTYPES, check_scale_dtype, check_weight
 from aoq.tensors.tiled import Part, TiledTensor, map_parts
 
 
@@ -42,8 +42,7 @@ class Int4WeightOnlyConfig(AOBaseConfig):
     def __post_init__(self) -> None:
         self.check_types(group_size=int, use_hqq=bool, mapping_type=MappingType)
         check_group_size(self, self.group_size)
-        if self.scale_dtype not in (None, *ACTIVATION_DTYPES):
-            raise TypeError(f"Int4WeightOnlyConfig.scale_dtype: expected a float dtype, got {self.scale_dtype}")
+        check_scale_dtype(self, self.scale_dtype)
         if self.use_hqq and self.mapping_type is MappingType.SYMMETRIC:
             raise ValueError("Int4WeightOnlyConfig.use_hqq: HQQ optimizes zero points, which symmetric has none of")
 

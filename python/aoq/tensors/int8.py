@@ -16,7 +16,7 @@ from aoq.ops.int8_pack import TILE_K, int8_pack
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize
 from aoq.ops.int8_unpack import int8_unpack, lane_codes
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
-from aoq.tensors.base import ACTIVATION_DTYPES, check_weight
+from aoq.tensors.base import ACTIVATION_DTYPES, check_scale_dtype, check_weight
 from aoq.tensors.tiled import Part, TiledTensor
 
 logger = logging.getLogger("aoq")
@@ -31,31 +31,36 @@ class Int8DynamicActivationInt8WeightConfig(AOBaseConfig):
             that are mostly of one sign, slightly slower). Weights are symmetric.
         granularity: of weights and activations; PerRow() is what there is.
         weight_only_decode: no effect here: activations are quantized however few there are.
+        scale_dtype: of the weights' scales; by default the weight's.
     """
 
     act_mapping_type: MappingType = MappingType.SYMMETRIC
     granularity: Granularity = field(default_factory=PerRow)
     weight_only_decode: bool = False
+    scale_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         name = type(self).__name__
         self.check_types(act_mapping_type=MappingType, weight_only_decode=bool)
+        check_scale_dtype(self, self.scale_dtype)
         if self.granularity != PerRow():
             raise ValueError(f"{name}.granularity: expected PerRow(), got {self.granularity!r}")
         if self.weight_only_decode:
             logger.warning("%s: no effect here: weight_only_decode", name)
 
     def quantize(self, weight: Tensor) -> Int8Tensor:
-        """The weight [..., n, k] as an `Int8Tensor` in its device's layout, its scales in the weight's dtype.
+        """The weight [..., n, k] as an `Int8Tensor` in its device's layout.
 
         Raises:
             ValueError: fewer than 2 dimensions, NaN or Inf.
             TypeError: the weight is not bf16, fp16 or fp32.
         """
         check_weight(weight)
-        qdata, scale, _ = int8_quantize(weight.detach(), "symmetric", weight.dtype)
+        qdata, scale, _ = int8_quantize(weight.detach(), "symmetric", self.scale_dtype or weight.dtype)
         if not weight.is_meta and not (finite := scale.flatten().isfinite()).all():
             row = int(finite.int().argmin())
+            if weight.flatten(0, -2)[row].isfinite().all():
+                raise ValueError("w: expected values whose scale float16 holds; use another scale_dtype")
             raise ValueError(f"w: expected finite values, got NaN or infinity in row {row}")
         act_mapping = self.act_mapping_type.name.lower()
         w = Int8Tensor(qdata, scale, None, act_mapping, "plain", shape=weight.shape, dtype=weight.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 from aoq.config import AOBaseConfig, MappingType
 from aoq.ops.int4_mm import int4_mm
 from aoq.ops.int8_int4_mm import int8_int4_mm
+from aoq.tensors.base import check_scale_dtype
 from aoq.tensors.int4 import Int4Tensor, check_group_size, quantized_parts
 from aoq.tensors.int8 import w_sum_part
 from aoq.tensors.tiled import Part
@@ -24,19 +25,22 @@ class Int8DynamicActivationInt4WeightConfig(AOBaseConfig):
         group_size: as in `Int4WeightOnlyConfig`.
         mapping_type: weights symmetric around zero (no zero points) or over [min, max].
         act_mapping_type: the same of activations.
+        scale_dtype: of the weights' scales and zero points; by default the weight's.
     """
 
     group_size: int = 32
     mapping_type: MappingType = MappingType.SYMMETRIC
     act_mapping_type: MappingType = MappingType.ASYMMETRIC
+    scale_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         self.check_types(group_size=int, mapping_type=MappingType, act_mapping_type=MappingType)
         check_group_size(self, self.group_size)
+        check_scale_dtype(self, self.scale_dtype)
 
     def quantize(self, weight: Tensor) -> Int8Int4Tensor:
         """The weight [..., n, k] as an `Int8Int4Tensor` in its device's layout; raises as `Int4WeightOnlyConfig`."""
-        parts = quantized_parts(weight, self.group_size, self.mapping_type.name.lower())
+        parts = quantized_parts(weight, self.group_size, self.mapping_type.name.lower(), self.scale_dtype)
         attrs = (self.group_size, "plain", self.act_mapping_type.name.lower())
         return Int8Int4Tensor(*parts, None, *attrs, shape=weight.shape, dtype=weight.dtype).pack()
 
