@@ -30,3 +30,7 @@ foreach(suffix ${AOQ_SMS})
   file(GLOB files CONFIGURE_DEPENDS csrc/*/*_${suffix}.cu)
   set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${flags}")
 endforeach()
+
+# Quantizers give the bits that they give on the CPU: no contraction there either.
+file(GLOB files CONFIGURE_DEPENDS csrc/*_quantize/*.cu)
+set_property(SOURCE ${files} APPEND PROPERTY COMPILE_OPTIONS -fmad=false)

@@ -15,6 +15,16 @@ constexpr int kWarp = 32;
 __device__ inline int64_t first_item() { return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; }
 __device__ inline int64_t item_stride() { return gridDim.x * static_cast<int64_t>(blockDim.x); }
 
+// Kernels are launched without <<<>>>, so that a test can run them on the CPU. OnDevice::check_launch reports errors.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), unsigned blocks, int threads, CudaStream stream, Arguments... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 // Blocks of `threads` for `count` items: no more than fill any device several times over.
 inline unsigned grid_for(int64_t count, int threads) {
   const int64_t blocks = (count + threads - 1) / threads;

@@ -135,3 +135,5 @@ inline I32x16 gather16(const uint8_t* data, int64_t stride) {
 }
 
 }  // namespace
+
+#include "core/lanes.h"

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads) pack(Int4Pack p) {
 }  // namespace
 
 void int4_pack_sm80(const Int4Pack& p, CudaStream stream) {
-  pack<<<grid_for(int4_cuda::lane_count(p.n, p.k), kThreads), kThreads, 0, stream>>>(p);
+  launch(pack, grid_for(int4_cuda::lane_count(p.n, p.k), kThreads), kThreads, stream, p);
 }
 
 }  // namespace aoq

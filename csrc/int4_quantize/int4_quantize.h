@@ -13,6 +13,7 @@
 #pragma once
 #include <cstdint>
 
+#include "core/cuda.h"
 #include "core/dtype.h"
 
 namespace aoq {
@@ -29,13 +30,19 @@ struct Int4Quantize {
   void* scale;       // [n][ceil(k/group)]
   void* zero_point;  // like scale; not written when symmetric
   Dtype scale_dtype;
-  int64_t* bad_row;  // -1, or a row that has a NaN or an infinity
+  int64_t* bad_row;  // CPU: -1, or a row that has a NaN or an infinity; CUDA gives the group NaN for a scale
 };
 
 using Int4QuantizeKernel = void (*)(const Int4Quantize&);
 
 #define AOQ_KERNEL(isa, function) void function(const Int4Quantize&);
 #include "int4_quantize/kernels.inc"
+#undef AOQ_KERNEL
+
+using Int4QuantizeCudaKernel = void (*)(const Int4Quantize&, CudaStream);
+
+#define AOQ_KERNEL(sm, function) void function(const Int4Quantize&, CudaStream);
+#include "int4_quantize/kernels_cuda.inc"
 #undef AOQ_KERNEL
 
 }  // namespace aoq

@@ -1,8 +1,7 @@
-// One group at a time, in fp32, in L1. The vec_*.h included before this file gives the vector types; sums are kept in
-// sixteen lanes and added up in one fixed order, so that every ISA gives the same bits.
+// Quantizing one group, in fp32. The vec_*.h included before this file gives the vector types; sums are kept in sixteen
+// lanes and added up in one fixed order, so that every ISA and a GPU give the same bits.
 #pragma once
 #include "core/int4.h"
-#include "core/parallel.h"
 #include "core/value_range.h"
 #include "int4_quantize/int4_quantize.h"
 
@@ -14,18 +13,10 @@ using aoq::Int4Quantize;
 
 constexpr float kMaxCode = 15;
 
-inline F32x16 abs(F32x16 a) { return from_bits(bits(a) & splat(0x7fffffff)); }
-
-inline float sum_lanes(F32x16 a) {
-  float lane[16];
-  store16(lane, a);
-  for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
-}
+AOQ_DEVICE inline F32x16 abs(F32x16 a) { return from_bits(bits(a) & splat(0x7fffffff)); }
 
 // a^exponent for normal a > 0, to about five digits: it only weighs how far an error is shrunk.
-inline F32x16 power(F32x16 a, float exponent) {
+AOQ_DEVICE inline F32x16 power(F32x16 a, float exponent) {
   const I32x16 word = bits(a);
   const F32x16 whole = to_float((word >> 23) + splat(-127));
   const F32x16 m = from_bits((word & splat(0x7fffff)) | splat(0x3f800000)) - splat(1.0f);  // [0, 1)
@@ -42,20 +33,23 @@ inline F32x16 power(F32x16 a, float exponent) {
   return exp * from_bits((integer + splat(127)) << 23);
 }
 
-// A group of w: `vectors` * 16 floats, zeros after `count`.
+// A group of w. values(v) gives its sixteen from 16v on, zeros after `count`.
+template <class Values>
 struct Group {
-  const float* w;
-  int64_t count, vectors;
+  Values values;
+  int64_t count;
 
+  AOQ_DEVICE int64_t vectors() const { return aoq::ceil_div(count, 16); }
   // 1 for lanes that hold w, 0 after the end
-  F32x16 mask(int64_t vector) const {
-    float lane[16];
-    for (int i = 0; i < 16; ++i) lane[i] = vector * 16 + i < count ? 1.0f : 0.0f;
-    return load16(lane);
+  AOQ_DEVICE F32x16 mask(int64_t vector) const { return first_lanes(count - vector * 16); }
+  AOQ_DEVICE ValueRange range() const {
+    ValueRangeScan scan;
+    for (int64_t v = 0; v < vectors(); ++v) scan.add(values(v));
+    return scan.result();
   }
 };
 
-inline F32x16 codes_of(F32x16 w, F32x16 scale, F32x16 zero) {
+AOQ_DEVICE inline F32x16 codes_of(F32x16 w, F32x16 scale, F32x16 zero) {
   // Clamped before rounding: a huge quotient has no integer.
   return to_float(round_to_int(min(max(w / scale + zero, splat(0.0f)), splat(kMaxCode))));
 }
@@ -66,7 +60,8 @@ struct ScaleAndZero {
 
 // HQQ's zero point (shrink the error towards what an Lp norm tolerates, re-centre, repeat), for the full range and for
 // narrower ones that clip outliers; of all that was met, the pair with the least error in the norm below.
-inline ScaleAndZero fit(const Group& group, float scale, float zero, Dtype dtype) {
+template <class Values>
+AOQ_DEVICE inline ScaleAndZero fit(const Group<Values>& group, float scale, float zero, Dtype dtype) {
   constexpr float kP = 0.7f, kKappa = 1.01f, kErrorNorm = 2.4f;
   constexpr float kRanges[] = {1, 0.97f, 0.94f, 0.91f, 0.88f, 0.85f, 0.8f, 0.75f};
   constexpr int kIterations = 20;
@@ -80,8 +75,8 @@ inline ScaleAndZero fit(const Group& group, float scale, float zero, Dtype dtype
     for (int iteration = 0; iteration < kIterations; ++iteration, beta *= kKappa) {
       F32x16 errors = splat(0.0f), zeros = splat(0.0f);
       const F32x16 s = splat(now.scale), z = splat(now.zero);
-      for (int64_t v = 0; v < group.vectors; ++v) {
-        const F32x16 w = load16(group.w + v * 16), code = codes_of(w, s, z);
+      for (int64_t v = 0; v < group.vectors(); ++v) {
+        const F32x16 w = group.values(v), code = codes_of(w, s, z);
         const F32x16 error = w - (code - z) * s, size = abs(error);
         const F32x16 shrunk = max(size - power(max(size, tiny), kP - 1) * splat(1 / beta), splat(0.0f));
         const F32x16 kept = from_bits(bits(shrunk) | (bits(error) & splat(static_cast<int32_t>(0x80000000))));
@@ -102,14 +97,18 @@ inline ScaleAndZero fit(const Group& group, float scale, float zero, Dtype dtype
   return {best.scale, round_to(best.zero, dtype)};
 }
 
-inline void quantize_group(const Int4Quantize& p, const Group& group, const ValueRange& range, int64_t at,
-                           uint8_t* qdata) {
+// at: the group's place among all scales.
+template <class Values>
+AOQ_DEVICE inline void quantize_group(const Int4Quantize& p, const Group<Values>& group, const ValueRange& range,
+                                      int64_t at, uint8_t* qdata) {
   const bool symmetric = p.mapping == Int4Mapping::symmetric;
   const float absmax = -range.low > range.high ? -range.low : range.high;
   // Halves first: max - min of finite values may be infinite.
   const float span = symmetric ? absmax / 7.5f : (range.high / kMaxCode - range.low / kMaxCode);
   float scale = round_to(span, p.scale_dtype), zero = symmetric ? aoq::int4::kMidCode : 0;
-  if (scale == 0) {
+  if (!range.finite) {
+    scale = zero = bits_to_float(0x7fc00000);  // where the kernel cannot stop
+  } else if (scale == 0) {
     scale = 1;  // all zeros, or so small that the stored dtype has none
   } else if (!symmetric) {
     zero = round_to(-range.low / scale, p.scale_dtype);
@@ -122,46 +121,10 @@ inline void quantize_group(const Int4Quantize& p, const Group& group, const Valu
   store_float(p.scale, p.scale_dtype, at, scale);
   if (!symmetric) store_float(p.zero_point, p.scale_dtype, at, zero);
 
-  for (int64_t v = 0; v < group.vectors; ++v) {
-    int32_t codes[16];
-    store16_i32(codes, round_to_int(codes_of(load16(group.w + v * 16), splat(scale), splat(zero))));
-    const int64_t count = group.count - v * 16 < 16 ? group.count - v * 16 : 16;
-    if (count % 2) codes[count] = 0;  // k is odd: the last high nibble is 0
-    for (int64_t i = 0; i < count; i += 2) qdata[(v * 16 + i) / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
+  for (int64_t v = 0; v < group.vectors(); ++v) {
+    const I32x16 codes = round_to_int(codes_of(group.values(v), splat(scale), splat(zero)));
+    store16_nibbles(qdata + v * 8, codes, group.count - v * 16);
   }
-}
-
-// row[first:first + count] as floats, zeros up to whole vectors, and their range.
-inline ValueRange load_group(const void* row, Dtype dtype, int64_t first, int64_t count, float* w) {
-  ValueRangeScan scan;
-  for (int64_t k = 0; k < count; k += 16) {
-    const F32x16 value = load16_part(row, dtype, first + k, first + count);
-    store16(w + k, value);
-    scan.add(value);
-  }
-  return scan.result();
-}
-
-inline void quantize(const Int4Quantize& p) {
-  const int64_t group = p.group < p.k ? p.group : p.k, groups = aoq::ceil_div(p.k, group);
-  auto rows = [&](int64_t begin, int64_t end) {
-    Scratch<float> w(aoq::ceil_div(group, 16) * 16);
-    for (int64_t row = begin; row < end; ++row) {
-      const char* data = static_cast<const char*>(p.w) + row * p.w_stride * size_of(p.w_dtype);
-      uint8_t* qdata = p.qdata + row * aoq::ceil_div(p.k, 2);
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t first = g * group, count = p.k - first < group ? p.k - first : group;
-        const ValueRange range = load_group(data, p.w_dtype, first, count, w.get());
-        if (!range.finite) {
-          __atomic_store_n(p.bad_row, row, __ATOMIC_RELAXED);
-          return;
-        }
-        const Group values{w.get(), count, aoq::ceil_div(count, 16)};
-        quantize_group(p, values, range, row * groups + g, qdata + first / 2);
-      }
-    }
-  };
-  parallel(p.n, 1 + 16384 / p.k, rows);
 }
 
 }  // namespace

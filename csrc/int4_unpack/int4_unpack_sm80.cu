@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) unpack(Int4Unpack p) {
 }  // namespace
 
 void int4_unpack_sm80(const Int4Unpack& p, CudaStream stream) {
-  unpack<<<grid_for(int4_cuda::lane_count(p.n, p.k), kThreads), kThreads, 0, stream>>>(p);
+  launch(unpack, grid_for(int4_cuda::lane_count(p.n, p.k), kThreads), kThreads, stream, p);
 }
 
 }  // namespace aoq

@@ -1,0 +1,35 @@
+"""CUDA kernels without a GPU: compiled as plain C++ with simt/cuda_runtime.h, which runs their threads on the CPU."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CXX = shutil.which("g++") or shutil.which("c++")
+
+
+@pytest.fixture(scope="session")
+def simt_kernel(tmp_path_factory):
+    """`simt_kernel(name, struct)`: the host function that launches kernel `name` on a pointer to `struct`."""
+    if CXX is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("simt")
+
+    def build(name, struct):
+        op = name.rpartition("_")[0]
+        library = folder / f"{name}.so"
+        if not library.exists():
+            source = ROOT / "csrc" / op / f"{name}.cu"
+            flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+            include = [f"-I{ROOT / 'tests/cuda/simt'}", f"-I{ROOT / 'csrc'}"]
+            subprocess.run([CXX, *flags, *include, "-x", "c++", source, "-o", library], check=True, timeout=300)
+        kind = struct.__name__
+        symbol = f"_ZN3aoq{len(name)}{name}ERKNS_{len(kind)}{kind}EP11CUstream_st"
+        function = getattr(ctypes.CDLL(str(library)), symbol)
+        function.argtypes, function.restype = [ctypes.POINTER(struct), ctypes.c_void_p], None
+        return lambda **fields: function(ctypes.byref(struct(**fields)), None)
+
+    return build

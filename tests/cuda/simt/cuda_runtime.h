@@ -1,0 +1,185 @@
+// CUDA's threads on the CPU, for tests. A .cu file that is compiled as plain C++ with this header before CUDA's runs
+// its kernels here: blocks one after the other, the threads of a block as fibers that take turns at shuffles and
+// barriers. No launch syntax (kernels are launched with cudaLaunchKernelEx), no clusters, no instructions in assembler.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__ static  // blocks take turns
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+constexpr int warpSize = 32;
+
+using cudaStream_t = struct CUstream_st*;
+enum cudaError_t { cudaSuccess };
+struct cudaLaunchAttribute {};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
+};
+
+namespace simt {
+
+constexpr size_t kStackBytes = 65536;
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(kStackBytes);
+  bool done = false;
+};
+
+// Where the threads of a mask meet and leave their values for each other.
+struct Meeting {
+  uint64_t value[warpSize];
+  unsigned arrived = 0, left = 0;
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Meeting> meetings;  // [warp][lowest lane of the mask]: a thread is in one at a time
+  unsigned waiting = 0, barriers = 0;
+  std::function<void()> body;
+  ucontext_t scheduler;
+  unsigned current = 0;
+  bool progress = false;
+};
+inline Block* block;
+
+inline void yield() { swapcontext(&block->fibers[block->current].context, &block->scheduler); }
+
+inline void enter() {
+  block->body();
+  block->fibers[block->current].done = block->progress = true;
+}
+
+inline void run_block(unsigned threads) {
+  for (unsigned i = 0; i < threads; ++i) {
+    Fiber& fiber = block->fibers[i];
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = &block->scheduler;
+    fiber.done = false;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (unsigned live = threads; live > 0;) {
+    live = 0;
+    block->progress = false;
+    for (block->current = 0; block->current < threads; ++block->current) {
+      Fiber& fiber = block->fibers[block->current];
+      if (fiber.done) continue;
+      ++live;
+      threadIdx = dim3(block->current, 0, 0);
+      swapcontext(&block->scheduler, &fiber.context);
+    }
+    if (live && !block->progress) throw std::runtime_error("threads wait for each other forever");
+  }
+}
+
+inline void barrier() {
+  const unsigned before = block->barriers;
+  block->progress = true;
+  if (++block->waiting == blockDim.x) {
+    block->waiting = 0;
+    ++block->barriers;
+  }
+  while (block->barriers == before) yield();
+}
+
+// Every thread of the mask gives a value and gets those of all.
+inline void meet(unsigned mask, uint64_t value, uint64_t (&all)[warpSize]) {
+  const unsigned lane = threadIdx.x % warpSize, bit = 1u << lane;
+  if (!(mask & bit)) throw std::runtime_error("a thread that is not in its own mask");
+  Meeting& meeting = block->meetings[threadIdx.x / warpSize * warpSize + static_cast<unsigned>(__builtin_ctz(mask))];
+  while (meeting.left) yield();  // the last meeting here is not over
+  meeting.value[lane] = value;
+  meeting.arrived |= bit;
+  block->progress = true;
+  while (meeting.arrived != mask) yield();
+  std::memcpy(all, meeting.value, sizeof(all));
+  meeting.left |= bit;
+  block->progress = true;
+  if (meeting.left == mask) meeting.arrived = meeting.left = 0;
+}
+
+template <class T>
+T exchange(unsigned mask, T value, unsigned from, bool valid) {
+  static_assert(sizeof(T) <= 8);
+  uint64_t word = 0, all[warpSize];
+  std::memcpy(&word, &value, sizeof(T));
+  meet(mask, word, all);
+  if (valid) std::memcpy(&value, &all[from], sizeof(T));
+  return value;
+}
+
+}  // namespace simt
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
+  gridDim = config->gridDim;
+  blockDim = config->blockDim;
+  const unsigned threads = blockDim.x;
+  simt::Block block;
+  block.fibers.resize(threads);
+  block.meetings.resize((threads + warpSize - 1) / warpSize * warpSize);
+  block.body = [&] { kernel(arguments...); };
+  simt::block = &block;
+  for (unsigned z = 0; z < gridDim.z; ++z)
+    for (unsigned y = 0; y < gridDim.y; ++y)
+      for (unsigned x = 0; x < gridDim.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        simt::run_block(threads);
+      }
+  return cudaSuccess;
+}
+
+inline void __syncthreads() { simt::barrier(); }
+inline void __syncwarp(unsigned mask = ~0u) { simt::exchange(mask, 0, 0, false); }
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from, int width = warpSize) {
+  const unsigned lane = threadIdx.x % warpSize, first = lane - lane % width;
+  return simt::exchange(mask, value, first + static_cast<unsigned>(from) % width, true);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize) {
+  const unsigned lane = threadIdx.x % warpSize;
+  return simt::exchange(mask, value, lane + delta, lane % width + delta < static_cast<unsigned>(width));
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize) {
+  const unsigned lane = threadIdx.x % warpSize, from = lane ^ static_cast<unsigned>(bits);
+  return simt::exchange(mask, value, from, from / width <= lane / width);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  uint64_t all[warpSize];
+  simt::meet(mask, predicate != 0, all);
+  unsigned ballot = 0;
+  for (unsigned lane = 0; lane < warpSize; ++lane)
+    if (mask >> lane & 1 && all[lane]) ballot |= 1u << lane;
+  return ballot;
+}
+
+inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
+inline float __fsqrt_rn(float x) { return std::sqrt(x); }
+inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }

@@ -1,0 +1,74 @@
+"""The CUDA kernels of int4 packing and quantizing, thread by thread: the bits of the references and of the CPU's."""
+
+import pytest
+import torch
+from kernel_args import DTYPES, MAPPINGS, Int4Pack, Int4Quantize, Int4Unpack
+
+from aoq.ops import int4_pack_reference, int4_quantize, int4_unpack_reference
+from aoq.ops.int4_pack import packed_shape
+
+CUDA = torch.device("cuda")
+SHAPES = [(16, 64), (1, 1), (17, 65), (33, 6), (48, 576), (20, 1001), (40, 128)]
+
+
+def random_codes(n, k):
+    qdata = torch.randint(0, 256, (n, (k + 1) // 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    if k % 2:
+        qdata[:, -1] &= 15
+    return qdata
+
+
+@pytest.mark.parametrize("n, k", SHAPES)
+def test_pack_and_unpack(simt_kernel, n, k):
+    qdata = random_codes(n, k)
+    packed = torch.full(packed_shape(n, k, CUDA), 0xA5, dtype=torch.uint8)
+    simt_kernel("int4_pack_sm80", Int4Pack)(n=n, k=k, qdata=qdata, packed=packed)
+    assert torch.equal(packed, int4_pack_reference(qdata, k, CUDA))
+    back = torch.full_like(qdata, 0xA5)
+    simt_kernel("int4_unpack_sm80", Int4Unpack)(n=n, k=k, packed=packed, qdata=back)
+    assert torch.equal(back, qdata)
+    assert torch.equal(int4_unpack_reference(packed, n, k), qdata)
+
+
+def quantize(kernel, w, group, mapping, scale_dtype):
+    n, k = w.shape
+    groups = -(-k // group)
+    qdata = torch.full((n, (k + 1) // 2), 0xA5, dtype=torch.uint8)
+    scale = torch.full((n, groups), -1, dtype=scale_dtype)
+    zero_point = torch.full((n, 0 if mapping == "symmetric" else groups), -1, dtype=scale_dtype)
+    given = {"w": w, "w_dtype": DTYPES[w.dtype], "w_stride": w.stride(0), "scale_dtype": DTYPES[scale_dtype]}
+    out = {"qdata": qdata, "scale": scale, "zero_point": zero_point}
+    kernel(n=n, k=k, group=group, mapping=MAPPINGS[mapping], bad_row=None, **given, **out)
+    return qdata, scale, zero_point
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("n, k, group", [(3, 64, 32), (2, 100, 32), (1, 1, 8), (5, 71, 1000), (2, 40, 8)])
+def test_quantize_gives_the_bits_of_the_cpu(simt_kernel, mapping, n, k, group):
+    kernel = simt_kernel("int4_quantize_sm80", Int4Quantize)
+    for w_dtype, scale_dtype in [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.float16)]:
+        w = torch.randn(n, k, generator=torch.Generator().manual_seed(k)).to(w_dtype)
+        w[0, : k // 2] = 0  # a group of zeros, or a half of one
+        for got, wanted in zip(
+            quantize(kernel, w, group, mapping, scale_dtype), int4_quantize(w, group, mapping, scale_dtype), strict=True
+        ):
+            assert torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)), (w_dtype, scale_dtype)
+
+
+def test_quantize_strided(simt_kernel):
+    w = torch.randn(4, 96)[:, :64]
+    for got, wanted in zip(
+        quantize(simt_kernel("int4_quantize_sm80", Int4Quantize), w, 32, "asymmetric", torch.float32),
+        int4_quantize(w, 32),
+        strict=True,
+    ):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_quantize_marks_groups_that_are_not_finite(simt_kernel, bad):
+    """A kernel cannot raise, and an op that waited for it could not be captured in a graph."""
+    w = torch.ones(2, 64)
+    w[1, 40] = bad
+    scale = quantize(simt_kernel("int4_quantize_sm80", Int4Quantize), w, 32, "asymmetric", torch.float32)[1]
+    assert scale.isfinite().tolist() == [[True, True], [True, False]]
