@@ -89,7 +89,7 @@ sanitize: build/.test-tools build/.sanitized
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
 
 bench: build
-	$(BIN)/python benchmarks/linear.py $(BENCH_ARGS)
+	$(BIN)/aoq bench $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist

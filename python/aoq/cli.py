@@ -1,4 +1,4 @@
-"""The command line: `aoq quantize`, `aoq eval`, `aoq info`."""
+"""The command line: `aoq quantize`, `aoq eval`, `aoq info`, `aoq bench`."""
 
 from __future__ import annotations
 
@@ -162,6 +162,43 @@ def info(
         _print_installation()
     else:
         _print_checkpoint(directory)
+
+
+@app.command()
+@one_line_errors
+def bench(
+    op: Annotated[list[str] | None, typer.Option(help="int4_mm, int8_int4_mm or int8_mm; may be repeated.")] = None,
+    shapes: Annotated[str, typer.Option(help="Weights, out x in: NxK,NxK,...")] = "4096x4096",
+    m: Annotated[str, typer.Option("--m", help="Rows of x (tokens).")] = "1,4,16,64,256",
+    group_size: Annotated[int, typer.Option(help="int4 weights that share a scale.")] = 128,
+    threads: Annotated[int | None, typer.Option(help="By default as torch has it.")] = None,
+    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 7,
+    seconds: Annotated[float, typer.Option(help="Of quiet calls in a turn.")] = 0.1,
+    only: Annotated[list[str] | None, typer.Option(help="Part of a contender's name; may be repeated.")] = None,
+    isa: Annotated[list[str] | None, typer.Option(help="An ISA to force for aoq besides its own choice.")] = None,
+    python: Annotated[
+        list[str] | None, typer.Option(help="PEER=PYTHON: another Python, or virtual environment, that has the peer.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small shape, few rounds: a minute.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
+) -> None:
+    """Time aoq's matmuls beside torch's bf16, every peer that is installed, and what this machine can do."""
+    from aoq.bench import command, measure
+
+    settings = measure.Settings(
+        command.parse_shapes("576x1536" if quick else shapes),
+        command.parse_numbers("--m", "1,16" if quick else m),
+        group_size,
+        threads or torch.get_num_threads(),
+        3 if quick else rounds,
+        0.02 if quick else seconds,
+    )
+    entries = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or ())
+    report, interrupted = command.measure(settings, command.chosen(entries, op or (), only or ()))
+    command.write(report, json_file)
+    command.show(report, interrupted)
+    if interrupted:
+        sys.exit(130)
 
 
 def _print_installation() -> None:

@@ -1,0 +1,98 @@
+"""What `aoq bench` does with its options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import report as reporting
+from .measure import BASELINE, OPS, Entry, Measurement, Report, Settings
+
+
+def chosen(entries: Sequence[Entry], ops: Sequence[str], names: Sequence[str]) -> list[Entry]:
+    """Contenders of `ops`, and those whose names have one of `names` in them; with bf16, which all are compared with.
+
+    Raises ValueError for an op that aoq does not have, and a name that no contender has.
+    """
+    for op in set(ops) - set(OPS):
+        raise ValueError(f"--op: expected one of {', '.join(OPS)}, got {op}")
+    for name in names:
+        if not any(name.lower() in entry.name.lower() for entry in entries):
+            known = ", ".join(entry.name for entry in entries)
+            raise ValueError(f"--only: expected part of one of {known}, got {name}")
+
+    def wanted(entry: Entry) -> bool:
+        named = not names or any(name.lower() in entry.name.lower() for name in names)
+        return entry.cls.op == BASELINE or (named and (not ops or entry.cls.op in ops))
+
+    return [entry for entry in entries if wanted(entry)]
+
+
+def parse_shapes(text: str) -> list[tuple[int, int]]:
+    """ "4096x4096,14336x4096" -> n, k pairs. Raises ValueError."""
+    found = []
+    for part in text.split(","):
+        numbers = part.strip().lower().split("x")
+        if len(numbers) != 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+            raise ValueError(f"--shapes: expected NxK,... such as 4096x4096, got {part!r}")
+        found.append((int(numbers[0]), int(numbers[1])))
+    return found
+
+
+def parse_numbers(option: str, text: str) -> list[int]:
+    """ "1,4,16" -> numbers. Raises ValueError, naming the option."""
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise ValueError(f"{option}: expected positive numbers such as 1,4,16, got {text!r}")
+    return [int(part) for part in text.split(",")]
+
+
+def parse_pythons(values: Sequence[str]) -> dict[str, str]:
+    """["vllm=DIR/bin/python"] -> {"vllm": that interpreter}; a virtual environment's directory will do."""
+    found = {}
+    for value in values:
+        name, _, path = value.partition("=")
+        python = Path(path) / "bin" / "python" if Path(path).is_dir() else Path(path)
+        if not path or not python.is_file():
+            raise ValueError(f"--python: expected PEER=PYTHON, an interpreter or a virtual environment, got {value!r}")
+        found[name] = str(python.absolute())
+    return found
+
+
+def measure(settings: Settings, entries: Sequence[Entry]) -> tuple[Report, bool]:
+    """Measures with a progress bar; the report, and whether Ctrl-C cut it short."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # Refreshed between turns only: a thread of our own would disturb what is being timed.
+    with Progress(
+        *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def progress(text: str, done: int, steps: int) -> None:
+            bar.update(task, description=text, completed=done, total=steps, refresh=True)
+
+        measurement = Measurement(settings, entries, progress)
+        try:
+            return measurement.run(), False
+        except KeyboardInterrupt:
+            return measurement.report, True
+
+
+def write(report: Report, file: Path | None) -> None:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(report.json(), indent=1) + "\n")
+
+
+def show(report: Report, interrupted: bool) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 140)  # a file has room
+    reporting.print_report(report.json(), console)
+    if interrupted:
+        print("stopped: these are the figures so far", file=sys.stderr)

@@ -1,0 +1,71 @@
+"""aoq's own matmuls, through F.linear on the tensors that its configs make by default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ..contender import Contender, Problem
+
+
+class _Aoq(Contender):
+    package = "aoq"
+
+    def config(self, group_size: int) -> Any:
+        raise NotImplementedError
+
+    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+        quantized = self.config(problem.group_size).quantize(problem.w)
+        return quantized, self.exact(quantized.unpack())
+
+    def exact(self, plain: Any) -> Tensor:
+        """Decoded here, not by aoq: low nibbles are even k."""
+        codes = torch.stack((plain.qdata & 15, plain.qdata >> 4), -1).flatten(1).float()
+        zero = torch.full_like(plain.scale, 8) if plain.zero_point is None else plain.zero_point
+        scale, zero = (part.float().repeat_interleave(plain.group_size, 1) for part in (plain.scale, zero))
+        exact: Tensor = (codes - zero) * scale
+        return exact
+
+    def multiply(self, x: Tensor, weight: Any) -> Tensor:
+        return linear(x, weight)
+
+
+class AoqInt4(_Aoq):
+    name = "aoq int4"
+    op = "int4_mm"
+
+    def config(self, group_size: int) -> Any:
+        import aoq
+
+        return aoq.Int4WeightOnlyConfig(group_size)
+
+
+class AoqInt8Int4(_Aoq):
+    name = "aoq int8-int4"
+    op = "int8_int4_mm"
+    x_half_steps = 1
+    w_rounded = False
+
+    def config(self, group_size: int) -> Any:
+        import aoq
+
+        return aoq.Int8DynamicActivationInt4WeightConfig(group_size)
+
+
+class AoqInt8(_Aoq):
+    name = "aoq int8"
+    op = "int8_mm"
+    x_half_steps = 1
+    w_rounded = False
+
+    def config(self, group_size: int) -> Any:
+        import aoq
+
+        return aoq.Int8DynamicActivationInt8WeightConfig()
+
+    def exact(self, plain: Any) -> Tensor:
+        exact: Tensor = plain.qdata.float() * plain.scale.float()
+        return exact

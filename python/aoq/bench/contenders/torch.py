@@ -1,0 +1,64 @@
+"""What torch itself has: bf16 through oneDNN, ATen's int4, int8 from its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ..contender import Contender, Problem
+
+
+class TorchBf16(Contender):
+    name = "torch bf16"
+    op = "bf16"
+    package = "torch"
+    w_rounded = False
+
+    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+        return problem.w, problem.w
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        return linear(x, weight)
+
+
+class AtenInt4(Contender):
+    name = "ATen int4"
+    op = "int4_mm"
+    package = "torch"
+
+    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+        if problem.group_size not in (32, 64, 128, 256):
+            raise NotImplementedError(f"groups of {problem.group_size}: it has 32, 64, 128 and 256")
+        codes, scale = problem.int4
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        scale_and_zero = torch.stack((scale, torch.zeros_like(scale)), -1).transpose(0, 1).contiguous()
+        self.group_size = problem.group_size
+        return (packed, scale_and_zero), problem.int4_exact
+
+    def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
+        packed, scale_and_zero = weight
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, self.group_size, scale_and_zero)
+        return out
+
+
+class TorchInt8(Contender):
+    """A scale per row of x, then torch._int_mm, which is oneDNN's int8."""
+
+    name = "torch _int_mm"
+    op = "int8_mm"
+    package = "torch"
+    x_half_steps = 1
+    w_rounded = False
+
+    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+        codes, scale = problem.int8
+        return (codes, scale.t().float()), problem.int8_exact
+
+    def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
+        codes, scale = weight
+        x_scale = x.abs().amax(-1, keepdim=True).float() / 127
+        sums = torch._int_mm((x / x_scale).round_().to(torch.int8), codes.t())
+        return (sums * x_scale).mul_(scale).bfloat16()

@@ -1,0 +1,209 @@
+"""Figures -> tables. Everything here reads the JSON of `measure.Report`, nothing else."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .measure import BASELINE, OPS
+
+Json = dict[str, Any]
+
+# What an op multiplies, and so which instructions bound it: integers may also be multiplied as floats.
+KINDS = {BASELINE: ("bf16", "f32"), "int4_mm": ("bf16", "f32"), "int8_int4_mm": ("int8", "bf16", "f32")}
+KINDS["int8_mm"] = KINDS["int8_int4_mm"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some rounds, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        if len(values) < 2:
+            return cls(values[0], values[0], values[0]) if values else None
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+def paired(above: Sequence[float | None], below: Sequence[float | None]) -> Spread | None:
+    """Ratios of rounds that have both: what slows a whole round down cancels out."""
+    return Spread.of([a / b for a, b in zip(above, below, strict=False) if a is not None and b is not None])
+
+
+def flops(case: Json) -> float:
+    return 2.0 * float(case["m"] * case["n"] * case["k"])
+
+
+def least_bytes(op: str, case: Json) -> float:
+    """What any implementation of the op reads and writes: the weight in its format, bf16 x and out."""
+    m, n, k = (int(case[name]) for name in ("m", "n", "k"))
+    scales = {BASELINE: 0, "int8_mm": n}.get(op, n * -(-k // case["group_size"]))
+    bits = {BASELINE: 16, "int8_mm": 8}.get(op, 4)
+    return float(n * k * bits / 8 + 2 * scales + 2 * m * (n + k))
+
+
+def peak(op: str, limits: Json, instructions: dict[str, str]) -> float:
+    """Operations a second of the best instruction for the op, in one round."""
+    return max(float(limits["peaks"][name]) for name, kind in instructions.items() if kind in KINDS[op])
+
+
+def limit(report: Json, op: str, case: Json) -> list[float]:
+    """Seconds that the op takes at least, by round: reading at full bandwidth, or multiplying at full rate."""
+    return [
+        max(least_bytes(op, case) / limits["bandwidth"], flops(case) / peak(op, limits, report["instructions"]))
+        for limits in case["limits"]
+    ]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a case's result says of a contender.
+
+    seconds: of a call. vs_bf16, vs_peer: how many times faster than bf16 and than `peer`, the fastest one of the same
+    op. of_limit: share of what the machine could do. noisy: most of it was measured in unquiet moments.
+    """
+
+    seconds: Spread
+    vs_bf16: Spread | None
+    vs_peer: Spread | None
+    peer: str | None
+    of_limit: Spread | None
+    noisy: bool
+
+
+def figures(report: Json, case: Json) -> dict[str, Figures]:
+    """By contender, of those that have any."""
+    about = {contender["name"]: contender for contender in report["contenders"]}
+    rounds = {result["contender"]: result.get("seconds", []) for result in case["results"]}
+    medians = {name: Spread.of([s for s in seconds if s is not None]) for name, seconds in rounds.items()}
+    measured = {name: median for name, median in medians.items() if median is not None}
+    baseline: list[float | None] = next((rounds[name] for name in measured if about[name]["op"] == BASELINE), [])
+    found = {}
+    for result in case["results"]:
+        name = result["contender"]
+        if name not in measured:
+            continue
+        op = about[name]["op"]
+        peers = [other for other in measured if about[other]["op"] == op and not about[other]["ours"] and other != name]
+        peer = min(peers, key=lambda other: measured[other].median, default=None)
+        found[name] = Figures(
+            measured[name],
+            paired(baseline, rounds[name]) if op != BASELINE else None,
+            paired(rounds[peer], rounds[name]) if peer is not None else None,
+            peer,
+            paired(limit(report, op, case), rounds[name]),
+            2 * sum(count == 0 for count in result["quiet"]) > len(result["quiet"]),
+        )
+    return found
+
+
+def milliseconds(seconds: float) -> str:
+    """Three figures that count."""
+    ms = seconds * 1e3
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}" if ms >= 10 else f"{ms:.2f}" if ms >= 0.1 else f"{ms:.4f}"
+
+
+def times(ratio: Spread | None) -> str:
+    return "" if ratio is None else f"{ratio.median:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def shapes(report: Json) -> list[tuple[int, int, int]]:
+    """n, k, group_size of each shape that has cases."""
+    return list(dict.fromkeys((case["n"], case["k"], case["group_size"]) for case in report["cases"]))
+
+
+def by_op(report: Json, op: str) -> list[str]:
+    """The op's contenders, ours first."""
+    return [contender["name"] for contender in report["contenders"] if contender["op"] == op]
+
+
+def ops(report: Json) -> list[str]:
+    return [op for op in OPS if by_op(report, op)]
+
+
+def tables(report: Json) -> Iterator[Table]:
+    """For each shape and op, every contender's time by m, and aoq's beside the best peer's, bf16's and the limit."""
+    for n, k, group_size in shapes(report):
+        cases = [case for case in report["cases"] if (case["n"], case["k"]) == (n, k)]
+        for op in ops(report):
+            names = [*by_op(report, op), *by_op(report, BASELINE)]
+            names = [name for name in names if any(r["contender"] == name for case in cases for r in case["results"])]
+            groups = "" if op == "int8_mm" else f", group {group_size}"
+            table = Table(title=f"{op} {n}x{k}{groups}, ms", title_justify="left", box=SIMPLE_HEAD)
+            table.add_column("m", justify="right")
+            for name in names:
+                table.add_column(name.replace(" ", "\n", 1), justify="right")
+            for heading in ("limit", "of limit", "against\nbest peer", "best peer", "against\nbf16"):
+                table.add_column(heading, justify="left" if heading == "best peer" else "right")
+            for case in cases:
+                table.add_row(*_row(report, case, op, names))
+            yield table
+
+
+def _row(report: Json, case: Json, op: str, names: Sequence[str]) -> list[str | Text]:
+    found = figures(report, case)
+    results = {result["contender"]: result for result in case["results"]}
+    fastest = min(found, key=lambda name: found[name].seconds.median, default="")
+    cells: list[str | Text] = [str(case["m"])]
+    for name in names:
+        if name in found:
+            text = ("~" if found[name].noisy else "") + milliseconds(found[name].seconds.median)
+            cells.append(Text(text, "bold green" if name == fastest else ""))
+        else:
+            cells.append(Text(results[name]["status"] if name in results else "", "red"))
+    least = Spread.of(limit(report, op, case))
+    cells.append(milliseconds(least.median) if least else "")
+    ours = found.get(next((contender["name"] for contender in report["contenders"] if _is(contender, op)), ""))
+    if ours is None:
+        return [*cells, "", "", "", ""]
+    of_limit = f"{ours.of_limit.median:.0%}" if ours.of_limit else ""
+    return [*cells, of_limit, times(ours.vs_peer), ours.peer or "", times(ours.vs_bf16)]
+
+
+def _is(contender: Json, op: str) -> bool:
+    return bool(contender["ours"] and contender["op"] == op)
+
+
+def problems(report: Json) -> Iterator[str]:
+    """What could not be measured, and why, in a line each."""
+    for contender in report["contenders"]:
+        if contender.get("status", "ok") != "ok":
+            yield f"{contender['name']}: {contender['status']}: {contender['why']}"
+    seen = {contender["name"] for contender in report["contenders"] if contender.get("status", "ok") != "ok"}
+    for case in report["cases"]:
+        for result in case["results"]:
+            if result["status"] != "ok" and result["contender"] not in seen:
+                where = f"{case['n']}x{case['k']}, m = {case['m']}"
+                yield f"{result['contender']}: {result['status']} at {where}: {result['why']}"
+
+
+def print_report(report: Json, console: Console) -> None:
+    """All tables, then what was measured on what, and what was not measured."""
+    for table in tables(report):
+        console.print(table)
+    console.print(machine_line(report), highlight=False)
+    if any(figure.noisy for case in report["cases"] for figure in figures(report, case).values()):
+        console.print("~ most calls fell into moments when the machine was busy with something else", highlight=False)
+    for problem in problems(report):
+        console.print(problem, highlight=False, style="yellow")
+
+
+def machine_line(report: Json) -> str:
+    about, settings = report["machine"], report["settings"]
+    priority = "" if about["scheduling"] == "normal" else f" at {about['scheduling']} priority"
+    return (
+        f"{about['cpu']} ({about['aoq']['isas'][0]}), {settings['threads']} threads{priority}, torch {about['torch']}, "
+        f"aoq {about['aoq']['version']}: medians of {settings['rounds']} rounds, ratios with their quartiles."
+    )

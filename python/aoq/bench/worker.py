@@ -1,0 +1,164 @@
+"""A process that serves one contender, or the machine's limits: commands and answers are lines of JSON.
+
+It runs in any Python that has torch and the peer: the package is loaded by path, under the name `aoq_bench`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .contender import Problem, cold_copies, some_of, wrongness
+from .contenders import contenders_in
+from .probe import Gate, Probe
+
+Answer = dict[str, Any]
+
+# What `process.Worker` runs, with the package's directory, a server's name and its arguments.
+BOOT = """
+import importlib.util, sys
+name, where = "aoq_bench", sys.argv[1]
+spec = importlib.util.spec_from_file_location(name, where + "/__init__.py", submodule_search_locations=[where])
+sys.modules[name] = importlib.util.module_from_spec(spec)
+importlib.import_module(name + ".worker").main(*sys.argv[2:])
+"""
+
+
+class Limits:
+    """Serves what the machine can do."""
+
+    def __init__(self, threads: int, library: str, cold_bytes: int) -> None:
+        torch.set_num_threads(threads)
+        self.probe = Probe(threads, Path(library))
+        self.memory = torch.ones(cold_bytes // 8, dtype=torch.int64)
+
+    def hello(self) -> Answer:
+        return {"instructions": self.probe.instructions}
+
+    def turn(self) -> Answer:
+        """bandwidth in bytes a second, peaks in operations a second, and the gate for this round's samples."""
+        gate = self.probe.gate()
+        return {
+            "bandwidth": self.probe.bandwidth(self.memory),
+            "peaks": {instruction: self.probe.peak(instruction) for instruction in self.probe.instructions},
+            "gate": vars(gate),
+        }
+
+
+class Stand:
+    """Serves a contender: `prepare` a weight, `check` an m, then `turn` after turn."""
+
+    def __init__(self, threads: int, library: str, cold_bytes: int, file: str, contender: str) -> None:
+        torch.set_num_threads(threads)
+        self.cold_bytes = cold_bytes
+        self.contender = contenders_in(Path(file))[contender](threads)
+        self.probe = Probe(threads, Path(library))
+        self.calls = 0
+
+    def hello(self) -> Answer:
+        return {"version": importlib.metadata.version(self.contender.package), "torch": torch.__version__}
+
+    def prepare(self, n: int, k: int, group_size: int) -> Answer:
+        self.weights: list[Any] = []
+        self.problem = Problem(n, k, group_size)
+        weight, exact = self.contender.weight(self.problem)
+        self.columns = some_of(n, 1024)
+        self.exact = exact[self.columns].clone()
+        del exact
+        self.problem.forget()
+        nbytes = self.contender.nbytes(weight)
+        copies = cold_copies(nbytes, self.cold_bytes)
+        self.weights = [weight, *(self.contender.another(weight) for _ in range(copies - 1))]
+        return {"bytes": nbytes, "copies": copies}
+
+    def _call(self, x: Any) -> Any:
+        self.calls += 1
+        return self.contender.multiply(x, self.weights[self.calls % len(self.weights)])
+
+    def check(self, m: int) -> Answer:
+        """How wrong the contender is, 1 being the limit, by some of a product."""
+        x = self.problem.x(m)
+        out = self.contender.output(self._call(self.contender.prepare(x)))
+        if out.shape != (m, self.problem.n):
+            raise ValueError(f"returned {tuple(out.shape)}, expected {(m, self.problem.n)}")
+        rows = some_of(m, 64)
+        return {"wrongness": wrongness(self.contender, x[rows], self.exact, out[rows][:, self.columns])}
+
+    def turn(self, m: int, seconds: float, gate: dict[str, Any]) -> Answer:
+        """The median of `seconds` of calls that began and ended in a quiet moment, each on another weight.
+
+        Gives up after four times as long: `quiet` of `calls` then is 0, and the median that of all.
+        """
+        quiet = Gate(**gate)
+        x = self.contender.prepare(self.problem.x(m))
+        for _ in range(2):
+            self._call(x)
+        kept: list[float] = []
+        taken: list[float] = []
+        begun = time.perf_counter()
+        before = self.probe.moment(quiet.iterations)
+        while not taken or (sum(kept) < seconds and time.perf_counter() - begun < 4 * seconds):
+            start = time.perf_counter()
+            self._call(x)
+            taken.append(time.perf_counter() - start)
+            after = self.probe.moment(quiet.iterations)
+            if max(before, after) <= quiet.seconds:
+                kept.append(taken[-1])
+            before = after
+        return {"seconds": statistics.median(kept or taken), "calls": len(taken), "quiet": len(kept)}
+
+
+SERVERS: dict[str, Callable[..., Any]] = {"limits": Limits, "stand": Stand}
+
+
+def main(server: str, arguments: str) -> None:
+    """Serves stdin until it ends."""
+    # What libraries print must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    served: Any = None
+
+    def start() -> Answer:
+        nonlocal served
+        served = SERVERS[server](**json.loads(arguments))
+        hello: Answer = served.hello()
+        return hello
+
+    with torch.inference_mode():
+        print(json.dumps(_answer(start)), file=answers)
+        for line in sys.stdin:
+            command = json.loads(line)
+            answer = _answer(lambda: getattr(served, command.pop("do"))(**command))  # noqa: B023
+            _settle()
+            print(json.dumps(answer), file=answers)
+
+
+def _answer(call: Callable[[], Answer]) -> Answer:
+    """What `call` returns, or why it did not."""
+    try:
+        return {"status": "ok", **call()}
+    except ImportError as error:
+        return {"status": "missing", "why": str(error)}
+    except NotImplementedError as error:
+        return {"status": "unsupported", "why": str(error)}
+    except Exception as error:
+        return {"status": "failed", "why": f"{type(error).__name__}: {error}"}
+
+
+def _settle(window: float = 5e-3, most: float = 0.5) -> None:
+    """Returns once the process's threads sleep: OpenMP's go on spinning for a while, at the next contender's cost."""
+    end = time.perf_counter() + most
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(window)
+        if time.process_time() - before < window / 5:
+            return

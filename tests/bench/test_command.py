@@ -1,0 +1,99 @@
+"""`aoq bench` from a shell."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from aoq.bench import command, measure
+from aoq.cli import app
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "2"}
+
+
+def run(*args):
+    return CliRunner(env=ENVIRONMENT).invoke(app, ["bench", *map(str, args)])
+
+
+def test_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure.machine, "cold_bytes", lambda: 2_000_000)
+    file = tmp_path / "deep" / "bench.json"
+    options = ["--shapes", "64x128,32x64", "--m", "1,5", "--rounds", 3, "--seconds", 0.001, "--group-size", 64]
+    result = run(*options, "--only", "aoq", "--only", "aten", "--json", file)
+    assert result.exit_code == 0, result.output
+    report = json.loads(file.read_text())
+    assert report["schema"] == 1
+    assert set(report) == {
+        "schema", "machine", "settings", "measured", "instructions", "contenders", "cases", "models",
+    }  # fmt: skip
+    for key in ("cpu", "flags", "cores", "threads", "caches", "memory", "system", "scheduling", "torch", "aoq"):
+        assert report["machine"][key]
+    assert report["machine"]["aoq"].keys() >= {"version", "isa", "isas", "compiler"}
+    names = [contender["name"] for contender in report["contenders"]]
+    assert names == ["aoq int4", "aoq int8-int4", "aoq int8", "torch bf16", "ATen int4"]
+    assert len(report["cases"]) == 4
+    for case in report["cases"]:
+        for found in case["results"]:
+            if found["contender"] == "ATen int4" and found["status"] != "ok":
+                continue  # it cannot do every shape
+            assert found["status"] == "ok", found
+            assert len(found["seconds"]) == 3
+    for text in ("int4_mm 64x128, group 64", "int8_mm 32x64", "against", "aoq 0."):
+        assert text in result.output
+
+
+def test_interrupted(tmp_path):
+    file = tmp_path / "bench.json"
+    arguments = ["--shapes", "64x128", "--m", "1,2,3,4,5,6,7,8", "--rounds", "50", "--only", "aoq int8", "--json", file]
+    code = """
+import sys
+from aoq.bench.measure import Measurement, machine
+from aoq.cli import main
+machine.cold_bytes = lambda: 10**6
+round = Measurement.round
+Measurement.round = lambda *args: (round(*args), print("a round", file=sys.stderr, flush=True))
+main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "bench", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert process.stderr.readline() == "a round\n"
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "these are the figures so far" in stderr and "Traceback" not in stderr
+    assert json.loads(file.read_text())["cases"][0]["limits"]
+    assert "int8_mm 64x128" in stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--shapes", "4096"], "--shapes: expected NxK,... such as 4096x4096, got '4096'"),
+        (["--shapes", "0x4"], "--shapes"),
+        (["--m", "1,x"], "--m: expected positive numbers such as 1,4,16, got '1,x'"),
+        (["--op", "int5_mm"], "--op: expected one of int4_mm, int8_int4_mm, int8_mm, got int5_mm"),
+        (["--only", "tensorflow"], "--only: expected part of one of aoq int4"),
+        (["--python", "torch"], "--python: expected PEER=PYTHON"),
+        (["--python", "torch=/no/such/python"], "--python: expected PEER=PYTHON"),
+        (["--python", f"tensorflow={sys.executable}"], "--python: expected one of aoq"),
+    ],
+)
+def test_errors(options, text):
+    result = run(*options)
+    assert result.exit_code == 1
+    assert text in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_virtual_environment_stands_for_its_python(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    assert command.parse_pythons([f"vllm={tmp_path}"]) == {"vllm": str(tmp_path / "bin" / "python")}
