@@ -14,9 +14,10 @@ struct Int8Avx2 : Avx2 {
   using X = uint32_t;  // two int16
   static constexpr bool kInt8 = true;
   static constexpr float kOffset = 0;
-  static constexpr int kStep = 2, kTileRows = 6, kFusedRows = 2;
+  static constexpr int kStep = 2, kTileRows = 6, kFusedRows = 8;
 
   static Sum zero() { return Sum{}; }
+  static Sum start(int32_t value) { return (Sum)_mm256_set1_epi32(value); }
   static Vec to_float(Sum sum) { return _mm256_cvtepi32_ps((__m256i)sum); }
   static Sum add(Sum a, Sum b) { return a + b; }
   using Avx2::add;

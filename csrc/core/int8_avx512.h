@@ -14,9 +14,10 @@ struct Int8Avx512 : Avx512 {
   using X = uint32_t;  // two int16
   static constexpr bool kInt8 = true;
   static constexpr float kOffset = 0;
-  static constexpr int kStep = 2, kTileRows = 12, kFusedRows = 4;
+  static constexpr int kStep = 2, kTileRows = 12, kFusedRows = 40;
 
   static Sum zero() { return Sum{}; }
+  static Sum start(int32_t value) { return (Sum)_mm512_set1_epi32(value); }
   static Vec to_float(Sum sum) { return _mm512_cvtepi32_ps((__m512i)sum); }
   static Sum add(Sum a, Sum b) { return a + b; }
   using Avx512::add;

@@ -1,17 +1,21 @@
 // The plan of every matmul on packed weights for a vector ISA. An Engine gives the width, the decoding and the
 // multiply:
 //
-//   A panel is two vectors of rows of w; panels are shared out among threads.
-//   Few rows of x (m <= kFusedRows): decode in registers, multiply at once; bound by reading w.
-//   More: decode a chunk of a group (<= 128 k) of a panel into L1 once, then multiply it with tiles of up to
-//   kTileRows rows of x held in registers; scale the accumulators into an fp32 panel of out. Bound by the multiply.
+//   A panel is two vectors of rows of w; panels are shared out among threads. x is packed in tiles of up to kTileRows
+//   rows, [tile][k / kStep][rows], so that a step of a tile is one run of broadcasts. Sums stay in registers:
 //
 //            panel: 2 vectors of n
 //          +-----------+-----------+
-//   chunk  |  weights, decoded, L1 |        x is packed [tile][k / kStep][rows], so that a step of a tile is
-//   of k   |                       |        one run of broadcasts.
-//          +-----------+-----------+
+//   step   |  weights, kStep of k  |
+//   of k   +-----------+-----------+
 //   tile   | rows x 2 accumulators |
+//
+//   Up to kFusedRows rows of x: weights are decoded in registers and multiplied at once, for each tile anew. Bound by
+//   reading w for one tile, then by the multiply.
+//   More: a chunk of k of a panel is decoded once, into L1, and multiplied with all tiles of up to kBlockRows rows.
+//   The block goes through k in pieces of x that stay in L2, with the sums of a run of panels. Bound by the multiply.
+//     x as floats    scales go into the decoded weights: the sums of chunks simply add up
+//     x as int8      weights are the codes themselves, scales multiply the int32 sums of each group
 //
 // Engine: Vec (kLanes floats), Sum (kLanes products' sums, fp32 or int32), Raw (a vector's rows of a unit of kUnitK
 // columns),
@@ -115,8 +119,12 @@ class VectorMm {
   using X = typename Engine::X;
   static constexpr int kLanes = Engine::kLanes, kStep = Engine::kStep, kTileRows = Engine::kTileRows;
   static constexpr int kSteps = Engine::kUnitK / kStep;  // of a unit
-  static constexpr int64_t kChunk = 128;                 // k decoded at a time: 16 or 32 KB with two vectors
-  static constexpr int64_t kAhead = 32;                  // units to prefetch ahead in the stream of codes
+  static constexpr int kFusedTile = kTileRows - 2;       // rows of a tile where decoding takes registers too
+  static constexpr int64_t kChunk = 16384 / (kSteps * 2 * kLanes * 4);  // units decoded at a time: half of L1
+  static constexpr int64_t kAhead = 32;       // units to prefetch ahead in the stream of codes
+  static constexpr int64_t kBlockRows = 264;  // of x, that share a decoded chunk
+  static constexpr int64_t kRun = 8;          // panels whose sums stay in L2: 264 KB
+  static constexpr int64_t kBlockX = 524288;  // bytes of x that stay in L2
 
  public:
   static void run(const PackedMm& p) { VectorMm(p).run(); }
@@ -127,54 +135,64 @@ class VectorMm {
         units_(aoq::ceil_div(p.k, Engine::kUnitK)),
         groups_(aoq::ceil_div(p.k, p.group)),
         steps_(units_ * kSteps),
-        tiles_(aoq::ceil_div(p.m, kTileRows)),
+        fused_(p.m <= clamp(Engine::kFusedRows * p.group / 128, kFusedTile, Engine::kFusedRows)),
+        tiles_(aoq::ceil_div(p.m, fused_ ? kFusedTile : kTileRows)),
         vectors_(aoq::ceil_div(p.n, kLanes)),
         panels_(aoq::ceil_div(vectors_, 2)),
-        shifted_(GroupScale<Engine>::has_shift(p)),
+        // Integer sums start at -kMid times the sum of x, as far as int32 goes; a zero point takes a multiplication.
+        starts_(Engine::kInt8 && !p.zero_point && p.group <= 65536),
+        shifted_(!starts_ && (fused_ || Engine::kInt8) && GroupScale<Engine>::has_shift(p)),
         x_(p.m * steps_),
-        sums_(shifted_ ? p.m * groups_ : 0),
+        sums_(starts_ || shifted_ ? p.m * groups_ : 0),
         x_scale_(Engine::kInt8 ? p.m : 0) {}
 
   const RowScale* x_scale() const { return Engine::kInt8 ? x_scale_.get() : nullptr; }
-  int64_t first_row(int64_t tile) const { return p_.m * tile / tiles_; }
+
+  // Rows are shared out evenly: the first tiles have one more.
+  int64_t first_row(int64_t tile) const {
+    const int64_t more = p_.m % tiles_;
+    return p_.m / tiles_ * tile + (tile < more ? tile : more);
+  }
 
   void run() {
     auto pack = [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) pack_tile(first_row(tile), first_row(tile + 1));
     };
     parallel(tiles_, at_least_one(65536 / (p_.k * kTileRows)), pack);
+    fused_ ? run_fused() : run_blocked();
+  }
 
-    // Rows of x that stay in L2 while the panels of a thread pass by.
-    const int64_t fitting = 1048576 / (steps_ * static_cast<int64_t>(sizeof(X)) * kTileRows);
-    const int64_t most = clamp(fitting, 48 / kTileRows, 256 / kTileRows);  // in tiles
-    const int64_t blocks = aoq::ceil_div(tiles_, most), block = aoq::ceil_div(tiles_, blocks);
-    const bool fused = p_.m <= Engine::kFusedRows;
-    const int64_t rows = p_.m < block * kTileRows ? p_.m : block * kTileRows;
-    // Below about 5 us of work a second thread costs more than it brings.
-    const int64_t cost = steps_ * 2 * (rows < 4 ? 4 : rows);
-    const int64_t scratch = fused ? 0 : (kChunk / kStep + block * kTileRows) * 2 * kLanes;
-    auto multiply = [&](int64_t panel, int64_t index, float* memory) {
-      const bool two = 2 * panel + 1 < vectors_;
-      const int64_t begin = tiles_ * index / blocks, end = tiles_ * (index + 1) / blocks;
-      if (fused)
-        two ? fused_rows<2>(panel) : fused_rows<1>(panel);
-      else
-        two ? blocked<2>(panel, begin, end, memory) : blocked<1>(panel, begin, end, memory);
+  // Below about 5 us of work a second thread costs more than it brings.
+  int64_t grain(int64_t rows) const { return at_least_one(16384 / (steps_ * 2 * (rows < 4 ? 4 : rows))); }
+
+  void run_fused() const {
+    auto multiply = [&](int64_t begin, int64_t end) {
+      for (int64_t panel = begin; panel < end; ++panel)
+        for (int64_t row = 0, tile = 0; tile < tiles_; row = first_row(++tile)) {
+          const int64_t rows = first_row(tile + 1) - row;
+          2 * panel + 1 < vectors_ ? fused_rows<2>(panel, row, rows) : fused_rows<1>(panel, row, rows);
+        }
     };
-    // Each thread its own panels, all rows of x; where panels are few, pairs of a panel and a block.
-    auto columns = [&](int64_t begin, int64_t end) {
-      const Scratch<float> memory(scratch);
-      for (int64_t index = 0; index < blocks; ++index)
-        for (int64_t panel = begin; panel < end; ++panel) multiply(panel, index, memory.get());
+    parallel(panels_, grain(p_.m), multiply);
+  }
+
+  void run_blocked() const {
+    const int64_t blocks = aoq::ceil_div(p_.m, kBlockRows);
+    const int64_t rows = (aoq::ceil_div(tiles_, blocks) + 1) * kTileRows;
+    // Each thread its own panels, all rows of x; where panels are few, runs of one panel and a block.
+    const bool columns = blocks == 1 || panels_ >= 8 * aoq::num_threads();
+    auto multiply = [&](int64_t begin, int64_t end) {
+      const Scratch<float> memory(kChunk * kSteps * 2 * kLanes + rows * 2 * kLanes * (columns ? kRun : 1));
+      for (int64_t at = begin; at < end;) {
+        const int64_t most = columns ? kRun : 1, count = end - at < most ? end - at : most;
+        for (int64_t i = 0; i < (columns ? blocks : 1); ++i) {
+          const int64_t index = columns ? i : at / panels_, panel = columns ? at : at % panels_;
+          block(panel, panel + count, tiles_ * index / blocks, tiles_ * (index + 1) / blocks, memory.get());
+        }
+        at += count;
+      }
     };
-    auto pairs = [&](int64_t begin, int64_t end) {
-      const Scratch<float> memory(scratch);
-      for (int64_t pair = begin; pair < end; ++pair) multiply(pair % panels_, pair / panels_, memory.get());
-    };
-    if (blocks == 1 || panels_ >= 8 * aoq::num_threads())
-      parallel(panels_, at_least_one(16384 / (cost * blocks)), columns);
-    else
-      parallel(panels_ * blocks, at_least_one(16384 / cost), pairs);
+    columns ? parallel(panels_, grain(p_.m), multiply) : parallel(panels_ * blocks, grain(rows), multiply);
   }
 
   // x[first:last] to [step][row], zeros after k, and the sums over groups.
@@ -190,7 +208,7 @@ class VectorMm {
         x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, codes);
         std::memset(codes + p_.k, 0, static_cast<size_t>(units_ * Engine::kUnitK - p_.k));
         Engine::pack(codes, steps_, out, rows);
-        if (shifted_) sum_groups(p_, codes, sums);
+        if (starts_ || shifted_) sum_groups(p_, codes, sums);
       } else {
         Engine::pack(x, p_.x_dtype, p_.k, steps_, out, rows);
         if (shifted_) sum_groups<Engine>(p_, x, sums);
@@ -203,143 +221,183 @@ class VectorMm {
     return p_.packed + vector / kPerBlock * units_ * aoq::kUnitBytes + vector % kPerBlock * (kLanes * 4);
   }
 
-  // Fetches what a vector of this panel reads kAhead units from now; near its end, the start of the next panel's.
-  void prefetch(int64_t vector, int64_t unit) const {
+  // Fetches what a vector of this panel reads kAhead units from now; near `end`, the next panel's from `begin`.
+  void prefetch(int64_t vector, int64_t unit, int64_t begin, int64_t end) const {
     const int64_t ahead = unit + kAhead;
-    const uint8_t* at = ahead < units_ ? codes(vector) + ahead * aoq::kUnitBytes
-                                       : codes(vector + 2) + (ahead - units_) * aoq::kUnitBytes;
+    const uint8_t* at = ahead < end ? codes(vector) + ahead * aoq::kUnitBytes
+                                    : codes(vector + 2) + (begin + ahead - end) * aoq::kUnitBytes;
     Engine::prefetch(at);
-  }
-
-  template <int kVectors>
-  void fused_rows(int64_t panel) const {
-    switch (p_.m) {
-      case 1: return fused<kVectors, 1>(panel);
-      case 2: return fused<kVectors, 2>(panel);
-      case 3: return fused<kVectors, 3>(panel);
-      case 4: return fused<kVectors, 4>(panel);
-    }
-  }
-
-  template <int kVectors, int kRows>
-  void fused(int64_t panel) const {
-    if constexpr (kRows <= Engine::kFusedRows) {
-      constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // enough independent sums to hide latency
-      const uint8_t* stream[kVectors];
-      Vec total[kRows][kVectors];
-      for (int v = 0; v < kVectors; ++v) stream[v] = codes(2 * panel + v);
-      for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) total[r][v] = Engine::set(0);
-      const X* x = x_.get();
-      for (int64_t group = 0, unit = 0; group < groups_;) {
-        // A piece of a group: 16384 products of 8 bits each fit an int32 sum.
-        constexpr int64_t kPiece = 16384 / Engine::kUnitK;
-        const int64_t end = unit_end(group) - unit < kPiece ? unit_end(group) : unit + kPiece;
-        const bool whole = end == unit_end(group);
-        Sum sum[kChains][kRows][kVectors];
-        for (auto& chain : sum)
-          for (auto& row : chain)
-            for (Sum& value : row) value = Engine::zero();
-        for (; unit < end; ++unit, x += kSteps * kRows) {
-          Raw raw[kVectors];
-          for (int v = 0; v < kVectors; ++v) {
-            raw[v] = Engine::load_raw(stream[v] + unit * aoq::kUnitBytes);
-            prefetch(2 * panel + v, unit);
-          }
-#pragma GCC unroll 8
-          for (int j = 0; j < kSteps; ++j)
-            for (int v = 0; v < kVectors; ++v) {
-              const Weight weight = Engine::decode(raw[v], j);
-              for (int r = 0; r < kRows; ++r)
-                sum[j % kChains][r][v] = Engine::dot(sum[j % kChains][r][v], weight, x + j * kRows + r);
-            }
-        }
-        for (int v = 0; v < kVectors; ++v) {
-          const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
-          for (int r = 0; r < kRows; ++r) {
-            for (int c = 1; c < kChains; ++c) sum[0][r][v] = Engine::add(sum[0][r][v], sum[c][r][v]);
-            total[r][v] = Engine::fma(Engine::to_float(sum[0][r][v]), w.scale, total[r][v]);
-            if (shifted_ && whole)
-              total[r][v] = Engine::fma(Engine::set(sums_.get()[r * groups_ + group]), w.shift, total[r][v]);
-          }
-        }
-        group += whole;
-      }
-      for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) store_out<Engine>(p_, x_scale(), r, 2 * panel + v, total[r][v]);
-    }
   }
 
   int64_t unit_end(int64_t group) const {
     return group + 1 == groups_ ? units_ : (group + 1) * p_.group / Engine::kUnitK;
   }
 
-  template <int kVectors>
-  void blocked(int64_t panel, int64_t tile_begin, int64_t tile_end, float* memory) const {
-    float* const weights = memory;
-    float* const sums = memory + kChunk / kStep * 2 * kLanes;
-    const int64_t row_begin = first_row(tile_begin), row_end = first_row(tile_end);
-    std::memset(sums, 0, static_cast<size_t>((row_end - row_begin) * kVectors * kLanes) * sizeof(float));
-    for (int64_t group = 0, unit = 0; group < groups_; ++group) {
-      GroupScale<Engine> scale[kVectors];
-      for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group);
-      bool shift = shifted_;  // once a group
-      for (const int64_t end = unit_end(group); unit < end; shift = false) {
-        const int64_t count = end - unit < kChunk / Engine::kUnitK ? end - unit : kChunk / Engine::kUnitK;
-        decode_chunk<kVectors>(panel, unit, count, weights);
-        for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-          const int64_t row = first_row(tile), rows = first_row(tile + 1) - row;
-          const X* x = x_.get() + row * steps_ + unit * kSteps * rows;
-          const float* x_sums = shift ? sums_.get() + row * groups_ + group : nullptr;
-          multiply<kVectors>(rows, x, weights, count * kSteps, sums + (row - row_begin) * kVectors * kLanes, scale,
-                             x_sums);
-        }
-        unit += count;
-      }
-    }
-    for (int64_t row = row_begin; row < row_end; ++row)
-      for (int v = 0; v < kVectors; ++v)
-        store_out<Engine>(p_, x_scale(), row, 2 * panel + v,
-                          Engine::load_f32(sums + ((row - row_begin) * kVectors + v) * kLanes));
+  // The sum of x of a row over a group, as the integer that its sums start at.
+  int32_t start(int64_t row, int64_t group) const {
+    return -static_cast<int32_t>(Engine::kMid) * static_cast<int32_t>(sums_.get()[row * groups_ + group]);
   }
 
-  template <int kVectors>
-  void decode_chunk(int64_t panel, int64_t unit, int64_t count, float* weights) const {
-    for (int v = 0; v < kVectors; ++v) {
-      const uint8_t* stream = codes(2 * panel + v) + unit * aoq::kUnitBytes;
-      float* out = weights + v * kLanes;
-      for (int64_t u = 0; u < count; ++u, stream += aoq::kUnitBytes) {
-        const Raw raw = Engine::load_raw(stream);
-        prefetch(2 * panel + v, unit + u);
-#pragma GCC unroll 8
-        for (int j = 0; j < kSteps; ++j, out += kVectors * kLanes) Engine::store_weight(out, Engine::decode(raw, j));
-      }
-    }
-  }
-
-  template <int kVectors>
-  void multiply(int64_t rows, const X* x, const float* weights, int64_t steps, float* sums,
-                const GroupScale<Engine>* scale, const float* x_sums) const {
-    switch (rows) {
-#define AOQ_ROWS(r)                                                                                   \
-  case r:                                                                                             \
-    if constexpr (r <= kTileRows) multiply_tile<kVectors, r>(x, weights, steps, sums, scale, x_sums); \
+#define AOQ_FOR_ROWS(call) \
+  switch (rows) {          \
+    AOQ_ROWS(1, call)      \
+    AOQ_ROWS(2, call)      \
+    AOQ_ROWS(3, call)      \
+    AOQ_ROWS(4, call)      \
+    AOQ_ROWS(5, call)      \
+    AOQ_ROWS(6, call)      \
+    AOQ_ROWS(7, call)      \
+    AOQ_ROWS(8, call)      \
+    AOQ_ROWS(9, call)      \
+    AOQ_ROWS(10, call)     \
+    AOQ_ROWS(11, call)     \
+    AOQ_ROWS(12, call)     \
+  }                        \
+  static_assert(kTileRows <= 12, "a case for each number of rows")
+#define AOQ_ROWS(r, call)                                        \
+  case r:                                                        \
+    if constexpr (constexpr int kRows = r; r <= kTileRows) call; \
     break;
-      AOQ_ROWS(1)
-      AOQ_ROWS(2)
-      AOQ_ROWS(3)
-      AOQ_ROWS(4) AOQ_ROWS(5) AOQ_ROWS(6) AOQ_ROWS(7) AOQ_ROWS(8) AOQ_ROWS(9) AOQ_ROWS(10) AOQ_ROWS(11) AOQ_ROWS(12)
-#undef AOQ_ROWS
-    }
-    static_assert(kTileRows <= 12, "a case for each number of rows");
+
+  template <int kVectors>
+  void fused_rows(int64_t panel, int64_t row, int64_t rows) const {
+    AOQ_FOR_ROWS((fused<kVectors, kRows>(panel, row)));
   }
 
   template <int kVectors, int kRows>
-  void multiply_tile(const X* x, const float* weights, int64_t steps, float* sums, const GroupScale<Engine>* scale,
-                     const float* x_sums) const {
-    Sum sum[kRows][kVectors];
-    for (auto& row : sum)
-      for (Sum& value : row) value = Engine::zero();
+  void fused(int64_t panel, int64_t row) const {
+    constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // enough independent sums to hide latency
+    const uint8_t* stream[kVectors];
+    Vec total[kRows][kVectors];
+    for (int v = 0; v < kVectors; ++v) stream[v] = codes(2 * panel + v);
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) total[r][v] = Engine::set(0);
+    const X* x = x_.get() + row * steps_;
+    for (int64_t group = 0, unit = 0; group < groups_;) {
+      // A piece of a group: 16384 products of 8 bits each fit an int32 sum.
+      constexpr int64_t kPiece = 16384 / Engine::kUnitK;
+      const int64_t end = unit_end(group) - unit < kPiece ? unit_end(group) : unit + kPiece;
+      const bool whole = end == unit_end(group);
+      Sum sum[kChains][kRows][kVectors];
+      for (auto& chain : sum)
+        for (auto& of_row : chain)
+          for (Sum& value : of_row) value = Engine::zero();
+      if constexpr (Engine::kInt8)
+        if (starts_ && whole)
+          for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kVectors; ++v) sum[0][r][v] = Engine::start(start(row + r, group));
+      for (; unit < end; ++unit, x += kSteps * kRows) {
+        Raw raw[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          raw[v] = Engine::load_raw(stream[v] + unit * aoq::kUnitBytes);
+          prefetch(2 * panel + v, unit, 0, units_);
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < kSteps; ++j)
+          for (int v = 0; v < kVectors; ++v) {
+            const Weight weight = Engine::decode(raw[v], j);
+#pragma GCC unroll 12
+            for (int r = 0; r < kRows; ++r)
+              sum[j % kChains][r][v] = Engine::dot(sum[j % kChains][r][v], weight, x + j * kRows + r);
+          }
+      }
+      for (int v = 0; v < kVectors; ++v) {
+        const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
+        for (int r = 0; r < kRows; ++r) {
+          for (int c = 1; c < kChains; ++c) sum[0][r][v] = Engine::add(sum[0][r][v], sum[c][r][v]);
+          total[r][v] = Engine::fma(Engine::to_float(sum[0][r][v]), w.scale, total[r][v]);
+          if (shifted_ && whole)
+            total[r][v] = Engine::fma(Engine::set(sums_.get()[(row + r) * groups_ + group]), w.shift, total[r][v]);
+        }
+      }
+      group += whole;
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) store_out<Engine>(p_, x_scale(), row + r, 2 * panel + v, total[r][v]);
+  }
+
+  // Panels [begin, end) of out, rows of tiles [first, last). memory: a decoded chunk, then sums, [panel][row][vector].
+  void block(int64_t begin, int64_t end, int64_t first, int64_t last, float* memory) const {
+    const int64_t row_begin = first_row(first), rows = first_row(last) - row_begin;
+    float* const sums = memory + kChunk * kSteps * 2 * kLanes;
+    const int64_t panel_sums = rows * 2 * kLanes;
+    std::memset(sums, 0, static_cast<size_t>((end - begin) * panel_sums) * sizeof(float));
+    const int64_t fitting = kBlockX / (rows * kSteps * static_cast<int64_t>(sizeof(X))) / kChunk * kChunk;
+    const int64_t piece = fitting > kChunk ? fitting : kChunk;
+    for (int64_t unit = 0; unit < units_; unit += piece) {
+      const int64_t unit_end = unit + piece < units_ ? unit + piece : units_;
+      for (int64_t panel = begin; panel < end; ++panel) {
+        float* const at = sums + (panel - begin) * panel_sums;
+        2 * panel + 1 < vectors_ ? accumulate<2>(panel, first, last, unit, unit_end, memory, at)
+                                 : accumulate<1>(panel, first, last, unit, unit_end, memory, at);
+      }
+    }
+    for (int64_t panel = begin; panel < end; ++panel)
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t v = 0; v < 2 && 2 * panel + v < vectors_; ++v) {
+          const float* at = sums + (panel - begin) * panel_sums + (row * 2 + v) * kLanes;
+          store_out<Engine>(p_, x_scale(), row_begin + row, 2 * panel + v, Engine::load_f32(at));
+        }
+  }
+
+  // Adds units [begin, end) of k to the sums of a panel.
+  template <int kVectors>
+  void accumulate(int64_t panel, int64_t first, int64_t last, int64_t begin, int64_t end, float* weights,
+                  float* sums) const {
+    int64_t group = begin * Engine::kUnitK / p_.group;
+    for (int64_t unit = begin; unit < end;) {
+      int64_t chunk_end = unit + kChunk < end ? unit + kChunk : end;
+      const bool whole_group = unit == 0 || unit == unit_end(group - 1);
+      GroupScale<Engine> scale[kVectors];
+      if constexpr (Engine::kInt8) {
+        chunk_end = chunk_end < unit_end(group) ? chunk_end : unit_end(group);
+        for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group);
+      }
+      decode_chunk<kVectors>(panel, unit, chunk_end, begin, end, weights);
+      for (int64_t row = first_row(first), at = row, tile = first; tile < last; row = first_row(++tile)) {
+        const int64_t rows = first_row(tile + 1) - row;
+        const X* x = x_.get() + row * steps_ + unit * kSteps * rows;
+        float* tile_sums = sums + (row - at) * 2 * kLanes;
+        const int64_t steps = (chunk_end - unit) * kSteps;
+        if constexpr (Engine::kInt8) {
+          // The sum of x over a group counts once.
+          const int64_t sum_row = whole_group ? row : -1;
+          AOQ_FOR_ROWS((scale_tile<kVectors, kRows>(x, weights, steps, tile_sums, scale, sum_row, group)));
+        } else {
+          AOQ_FOR_ROWS((add_tile<kVectors, kRows>(x, weights, steps, tile_sums)));
+        }
+      }
+      unit = chunk_end;
+      while (group < groups_ && unit >= unit_end(group)) ++group;
+    }
+  }
+#undef AOQ_FOR_ROWS
+#undef AOQ_ROWS
+
+  template <int kVectors>
+  void decode_chunk(int64_t panel, int64_t unit, int64_t chunk_end, int64_t begin, int64_t end, float* weights) const {
+    for (int v = 0; v < kVectors; ++v) {
+      const uint8_t* stream = codes(2 * panel + v);
+      float* out = weights + v * kLanes;
+      for (int64_t u = unit, group = unit * Engine::kUnitK / p_.group; u < chunk_end; ++group) {
+        const int64_t last = unit_end(group) < chunk_end ? unit_end(group) : chunk_end;
+        const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
+        for (; u < last; ++u) {
+          const Raw raw = Engine::load_raw(stream + u * aoq::kUnitBytes);
+          prefetch(2 * panel + v, u, begin, end);
+#pragma GCC unroll 8
+          for (int j = 0; j < kSteps; ++j, out += kVectors * kLanes)
+            if constexpr (Engine::kInt8)
+              Engine::store_weight(out, Engine::decode(raw, j));
+            else
+              Engine::store_weight(out, Engine::decode_scaled(raw, j, w.scale, w.shift));
+        }
+      }
+    }
+  }
+
+  template <int kVectors, int kRows>
+  void add_products(Sum (&sum)[kRows][kVectors], const X* x, const float* weights, int64_t steps) const {
     for (int64_t step = 0; step < steps; ++step, x += kRows, weights += kVectors * kLanes) {
       Weight weight[kVectors];
       for (int v = 0; v < kVectors; ++v) weight[v] = Engine::load_weight(weights + v * kLanes);
@@ -347,10 +405,38 @@ class VectorMm {
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) sum[r][v] = Engine::dot(sum[r][v], weight[v], x + r);
     }
+  }
+
+  template <int kVectors, int kRows>
+  void add_tile(const X* x, const float* weights, int64_t steps, float* sums) const {
+    Sum sum[kRows][kVectors];
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Engine::load_f32(sums + (r * 2 + v) * kLanes);
+    add_products<kVectors, kRows>(sum, x, weights, steps);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) Engine::store_f32(sums + (r * 2 + v) * kLanes, sum[r][v]);
+  }
+
+  // sum_row: the tile's first row, or -1 where sums of x do not count.
+  template <int kVectors, int kRows>
+  void scale_tile(const X* x, const float* weights, int64_t steps, float* sums, const GroupScale<Engine>* scale,
+                  int64_t sum_row, int64_t group) const {
+    Sum sum[kRows][kVectors];
+    if (starts_ && sum_row >= 0) {
+      for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = Engine::start(start(sum_row + r, group));
+    } else {
+      for (auto& of_row : sum)
+        for (Sum& value : of_row) value = Engine::zero();
+    }
+    add_products<kVectors, kRows>(sum, x, weights, steps);
+    const float* x_sums = shifted_ && sum_row >= 0 ? sums_.get() + sum_row * groups_ + group : nullptr;
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVectors; ++v) {
-        float* at = sums + (r * kVectors + v) * kLanes;
+        float* at = sums + (r * 2 + v) * kLanes;
         Vec total = Engine::fma(Engine::to_float(sum[r][v]), scale[v].scale, Engine::load_f32(at));
         if (x_sums) total = Engine::fma(Engine::set(x_sums[r * groups_]), scale[v].shift, total);
         Engine::store_f32(at, total);
@@ -358,8 +444,10 @@ class VectorMm {
   }
 
   const PackedMm& p_;
-  const int64_t units_, groups_, steps_, tiles_, vectors_, panels_;
-  const bool shifted_;
+  const int64_t units_, groups_, steps_;
+  const bool fused_;
+  const int64_t tiles_, vectors_, panels_;
+  const bool starts_, shifted_;
   Scratch<X> x_;               // [tile][step][row]
   Scratch<float> sums_;        // [m][groups], where needed
   Scratch<RowScale> x_scale_;  // [m], where x is quantized

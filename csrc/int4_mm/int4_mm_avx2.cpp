@@ -15,7 +15,7 @@ struct Avx2F32 : Avx2 {
   using X = float;
   static constexpr bool kInt8 = false;
   static constexpr float kMid = aoq::int4::kMidCode, kOffset = 8;
-  static constexpr int kUnitK = aoq::int4::kUnitK, kStep = 1, kTileRows = 6, kFusedRows = 2;
+  static constexpr int kUnitK = aoq::int4::kUnitK, kStep = 1, kTileRows = 6, kFusedRows = 16;
 
   static Raw load_raw(const uint8_t* unit) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit)); }
 
@@ -24,6 +24,8 @@ struct Avx2F32 : Avx2 {
     const __m256i top = _mm256_slli_epi32(nibbles, 28 - aoq::int4::lane_shift(k));
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28));
   }
+
+  static Weight decode_scaled(Raw raw, int k, Vec scale, Vec shift) { return fma(decode(raw, k), scale, shift); }
 
   static Weight load_weight(const float* data) { return _mm256_loadu_ps(data); }
   static void store_weight(float* data, Weight weight) { _mm256_storeu_ps(data, weight); }

@@ -14,7 +14,7 @@ struct Avx512F32 : Avx512 {
   using X = float;
   static constexpr bool kInt8 = false;
   static constexpr float kMid = aoq::int4::kMidCode, kOffset = 8;
-  static constexpr int kUnitK = aoq::int4::kUnitK, kStep = 1, kTileRows = 12, kFusedRows = 4;
+  static constexpr int kUnitK = aoq::int4::kUnitK, kStep = 1, kTileRows = 12, kFusedRows = 40;
 
   static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
 
@@ -23,6 +23,8 @@ struct Avx512F32 : Avx512 {
     // The permutation reads the low four bits of each lane.
     return _mm512_permutexvar_ps(_mm512_srli_epi32(raw, static_cast<unsigned>(aoq::int4::lane_shift(k))), values);
   }
+
+  static Weight decode_scaled(Raw raw, int k, Vec scale, Vec shift) { return fma(decode(raw, k), scale, shift); }
 
   static Weight load_weight(const float* data) { return _mm512_loadu_ps(data); }
   static void store_weight(float* data, Weight weight) { _mm512_storeu_ps(data, weight); }

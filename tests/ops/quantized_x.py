@@ -73,13 +73,14 @@ class QuantizedXTests:
                     x = torch.randn(m, 72).bfloat16()
                     check(weight(x, bias), x, weight, bias)
 
-    @pytest.mark.parametrize("m", (1, 3, 64, 300))
+    @pytest.mark.parametrize("m", (1, 3, 33, 64, 300))
     def test_many_rows_and_blocks(self, isa, m):
         if isa == "ref" and m == 300:
             pytest.skip("the reference kernel has no blocks")
-        weight = self.weight(160, 512, 64, "asymmetric")
-        x = torch.randn(m, weight.k).bfloat16()
-        check(weight(x), x, weight)
+        for mapping, n, k, group in (("asymmetric", 160, 512, 64), ("symmetric", 88, 5000, 1000)):
+            weight = self.weight(n, k, group, mapping)
+            x = torch.randn(m, weight.k).bfloat16()
+            check(weight(x), x, weight)
 
     def test_the_reference(self):
         for mapping in ("symmetric", "asymmetric"):
