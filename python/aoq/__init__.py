@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+import aoq_autoload
 from aoq.config import (
     AOBaseConfig,
     FqnToConfig,
@@ -17,7 +18,6 @@ from aoq.config import (
     config_from_dict,
     config_to_dict,
 )
-from aoq.integrations.on_import import on_import
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.quantize import QuantizeReport, dequantize_, quantize_, register_quantize_module_handler
 from aoq.tensors import (
@@ -61,5 +61,5 @@ __all__ = [
 ]
 
 
-# Once transformers is there, before or after aoq, it knows quant_method "aoq".
-on_import("transformers.modeling_utils", "aoq.integrations.transformers")
+# transformers and diffusers know quant_method "aoq" from now on, whichever is imported first.
+aoq_autoload.register()

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from aoq.integrations.safetensors import is_quantized, part_name, unflatten_one
-from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.base import QuantizedTensor, dtype_name
 
 _DTYPES = {
     "F64": torch.float64,
@@ -42,7 +42,7 @@ class StoredWeight:
 
     name: as in the checkpoint.
     format: of a quantized weight, such as "int4 g64", or a dtype, such as "bfloat16".
-    shape: the weight's.
+    shape, dtype: the weight's; of a quantized one, what it dequantizes to.
     nbytes: on disk, scales included.
     parts: names of the tensors that it is stored as.
     description: the metadata of a quantized weight, or nothing.
@@ -51,6 +51,7 @@ class StoredWeight:
     name: str
     format: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
     nbytes: int
     parts: tuple[str, ...]
     description: str = ""
@@ -124,14 +125,14 @@ def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         parts = tuple(part_name(fqn, part) for part, t in zip(w.tensors, w.parts(), strict=True) if t is not None)
-        weights[fqn] = StoredWeight(fqn, _format(w), tuple(w.shape), w.nbytes, parts, text)
+        weights[fqn] = StoredWeight(fqn, _format(w), tuple(w.shape), w.dtype, w.nbytes, parts, text)
     for part in [part for weight in weights.values() for part in weight.parts]:
         tensors.pop(part, None)
     for name, tensor in tensors.items():
         if name.endswith("_qdata"):
             raise ValueError(f"{name}: no metadata describes this part of a quantized weight")
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        weights[name] = StoredWeight(name, dtype, tuple(tensor.shape), tensor.nbytes, (name,))
+        dtype = tensor.dtype
+        weights[name] = StoredWeight(name, dtype_name(dtype), tuple(tensor.shape), dtype, tensor.nbytes, (name,))
     return weights
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import json
 import logging
 import os
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -128,3 +131,31 @@ class AoqConfig:
             for weight in skipped
         }
         return configs, reasons
+
+
+def register(table: ModuleType) -> None:
+    """Adds quant_method "aoq" to `transformers.quantizers.auto`, or its twin in diffusers.
+
+    The integration is imported when the first model is quantized or read, and raises ImportError there if the
+    framework's version is not among those that the extra in pyproject.toml asks for.
+    """
+    framework = table.__name__.partition(".")[0]
+
+    def quantizer(*args: Any, **kwargs: Any) -> Any:
+        _check_version(framework)
+        return importlib.import_module(f"aoq.integrations.{framework}").AoqQuantizer(*args, **kwargs)
+
+    table.AUTO_QUANTIZATION_CONFIG_MAPPING["aoq"] = AoqConfig
+    table.AUTO_QUANTIZER_MAPPING["aoq"] = quantizer
+
+
+def _check_version(framework: str) -> None:
+    from packaging.requirements import Requirement
+
+    installed = metadata.version(framework)
+    for text in metadata.requires("aoq") or ():
+        wanted = Requirement(text)
+        if wanted.name == framework and not wanted.specifier.contains(installed, prereleases=True):
+            raise ImportError(
+                f"aoq works with {framework}{wanted.specifier}, got {installed}: pip install -U 'aoq[{framework}]'"
+            )

@@ -27,7 +27,6 @@ from transformers import (
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
@@ -37,10 +36,7 @@ from aoq.integrations.safetensors import flatten, unflatten_one
 from aoq.quantize import dequantize_
 from aoq.tensors.base import QuantizedTensor
 
-AUTO_QUANTIZATION_CONFIG_MAPPING["aoq"] = AoqConfig  # the decorator wants a class that is for transformers alone
 
-
-@register_quantizer("aoq")
 class AoqQuantizer(HfQuantizer):
     """Quantizes, or reads, each weight as transformers loads it."""
 
