@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ class StoredWeight:
     format: of a quantized weight, such as "int4 g64", or a dtype, such as "bfloat16".
     shape, dtype: the weight's; of a quantized one, what it dequantizes to.
     nbytes: on disk, scales included.
-    parts: names of the tensors that it is stored as.
+    parts: the dtypes of the tensors that it is stored as, by name.
     description: the metadata of a quantized weight, or nothing.
     """
 
@@ -53,7 +53,7 @@ class StoredWeight:
     shape: tuple[int, ...]
     dtype: torch.dtype
     nbytes: int
-    parts: tuple[str, ...]
+    parts: Mapping[str, torch.dtype]
     description: str = ""
 
     @property
@@ -124,15 +124,15 @@ def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
             w = unflatten_one(fqn, text, tensors, pack=False)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-        parts = tuple(part_name(fqn, part) for part, t in zip(w.tensors, w.parts(), strict=True) if t is not None)
+        parts = {part_name(fqn, part): t.dtype for part, t in zip(w.tensors, w.parts(), strict=True) if t is not None}
         weights[fqn] = StoredWeight(fqn, _format(w), tuple(w.shape), w.dtype, w.nbytes, parts, text)
     for part in [part for weight in weights.values() for part in weight.parts]:
         tensors.pop(part, None)
     for name, tensor in tensors.items():
         if name.endswith("_qdata"):
             raise ValueError(f"{name}: no metadata describes this part of a quantized weight")
-        dtype = tensor.dtype
-        weights[name] = StoredWeight(name, dtype_name(dtype), tuple(tensor.shape), dtype, tensor.nbytes, (name,))
+        dtype, parts = tensor.dtype, {name: tensor.dtype}
+        weights[name] = StoredWeight(name, dtype_name(dtype), tuple(tensor.shape), dtype, tensor.nbytes, parts)
     return weights
 
 

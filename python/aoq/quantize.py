@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -279,11 +279,16 @@ def _agree(owners: list[_Candidate]) -> list[_Step]:
 
 
 def check_rules(model: nn.Module, config: FqnToConfig) -> None:
-    """Raises if a rule matches no parameter and no module with parameters."""
+    """Raises ValueError if a rule matches no parameter and no module with parameters."""
     names: dict[str, None] = {}
     for module_fqn, module in model.named_modules(remove_duplicate=False):
         for name in module._parameters:
             names |= {module_fqn: None, f"{module_fqn}.{name}" if module_fqn else name: None}
+    check_names(names, config)
+
+
+def check_names(names: Collection[str], config: FqnToConfig) -> None:
+    """Raises ValueError if a rule matches none of the `names` of parameters and modules."""
     for key in config.fqn_to_config:
         if key == "_default" or key in names:
             continue

@@ -242,6 +242,18 @@ def test_copy_refuses_what_does_not_fit(
         assert same(w, before)
 
 
+def test_cat(config: AOBaseConfig) -> None:
+    w = plain(config)
+    assert torch.equal(torch.cat([w[:24], w[24:]]).dequantize(), w.dequantize())
+    batch = plain(config, 2, 40, 72)
+    assert torch.equal(torch.cat([batch, batch], dim=-2).dequantize(), torch.cat([batch.dequantize()] * 2, dim=1))
+    for others, dim, error in [([w.pack()], 0, ValueError), ([w], 1, ValueError), ([w.dequantize()], 0, TypeError)]:
+        with pytest.raises(error, match="cat: "):
+            torch.cat([w, *others], dim=dim)
+    with pytest.raises(ValueError, match="cat: tensors: expected the same parts and attributes"):
+        torch.cat([w, w.to(torch.bfloat16)])
+
+
 def test_select_unbind_and_split(config: AOBaseConfig) -> None:
     w = plain(config, 3, 40, 72)
     values = w.dequantize()

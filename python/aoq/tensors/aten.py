@@ -221,6 +221,25 @@ def _split_with_sizes(w: QuantizedTensor, split_sizes: Sequence[int], dim: int =
     return [narrow(w, dim, start, size) for start, size in zip(starts, split_sizes, strict=False)]
 
 
+@QuantizedTensor.implements(aten.cat.default)
+def _cat(ws: Sequence[Tensor], dim: int = 0) -> QuantizedTensor:
+    first, dim = ws[0], dim % ws[0].dim()
+    for w in ws:
+        if not isinstance(w, QuantizedTensor) or not isinstance(first, QuantizedTensor) or type(w) is not type(first):
+            raise TypeError(f"cat: tensors: expected one format, got {type(first).__name__} and {type(w).__name__}")
+        if w.packed or w.transposed or dim == w.dim() - 1:
+            raise ValueError(f"cat: dim: expected one before k, of plain tensors, got {dim} of {w}")
+        if w.__tensor_flatten__()[0] != first.__tensor_flatten__()[0] or any(
+            getattr(w, name) != getattr(first, name) for name in (*w.attrs, "dtype")
+        ):
+            raise ValueError(f"cat: tensors: expected the same parts and attributes, got {first} and {w}")
+    assert isinstance(first, QuantizedTensor)
+    shape = list(first.weight_shape)
+    shape[dim] = sum(w.shape[dim] for w in ws)
+    parts = zip(*(w.parts() for w in ws if isinstance(w, QuantizedTensor)), strict=True)
+    return first.rebuild([None if column[0] is None else torch.cat(column, dim) for column in parts], shape=shape)
+
+
 @QuantizedTensor.implements(aten.select.int)
 def _select(w: QuantizedTensor, dim: int, index: int) -> QuantizedTensor:
     dim, size = dim % w.dim(), w.shape[dim]
