@@ -30,6 +30,7 @@ build/.installed: $(VENV)/.ready $(CSRC) $(PYSRC)
 
 build/.test-tools: $(VENV)/.ready build/.installed
 	$(PIP) install --no-build-isolation '.[test,lint]'
+	$(PIP) install --no-deps nvidia-cutlass==4.2.0.0  # headers: what tests compare layouts with
 	touch $@
 
 build/.emulated: build/.installed

@@ -1,5 +1,6 @@
 """libaoq_cuda without a GPU: it loads beside a torch without CUDA, registers its ops, and needs only the stable ABI."""
 
+import json
 import os
 import re
 import shutil
@@ -15,45 +16,54 @@ LIBRARY = Path(_C.__file__).with_name("libaoq_cuda.so")
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"CUDA kernels: {_C.build_info()['cuda']}")
 
+WITHOUT_KERNELS = ("int8_pack", "int8_unpack")  # torch's own copies
+
 REGISTERED = """
-import torch, aoq
+import json, torch, aoq
 from aoq import _C
-for op in _C.ops():
-    if torch._C._dispatch_has_kernel_for_dispatch_key("aoq::" + op, "CUDA"):
-        print(op, *_C.cuda_kernels(op, {capability}))
+ops = [op for op in _C.ops() if torch._C._dispatch_has_kernel_for_dispatch_key("aoq::" + op, "CUDA")]
+table = {}
+for sm in ("", "sm80", "sm89"):
+    _C.set_sm(sm)
+    for capability in (75, 80, 89, 90, 100, 120):
+        table[f"{sm} {capability}"] = {op: _C.cuda_kernels(op, capability) for op in ops}
+print(json.dumps(table))
 """
 
 
 def run(code, **environment):
     environment = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
 
 
-def registered(capability, **environment):
-    done = run(REGISTERED.format(capability=capability), AOQ_LOAD_CUDA="1", **environment)
+@pytest.fixture(scope="module")
+def registered():
+    """`registered(capability, sm)`: each op's kernels on such a device, under AOQ_SM=sm."""
+    done = run(REGISTERED, AOQ_LOAD_CUDA="1")
     assert done.returncode == 0, done.stderr
-    return {op: kernels for op, *kernels in map(str.split, done.stdout.splitlines())}
+    table = json.loads(done.stdout)
+    return lambda capability, sm="": table[f"{sm} {capability}"]
 
 
-def test_ops_register():
+def test_ops_register(registered):
     ops = registered(90)
-    assert {"int4_pack", "int4_unpack"} <= set(ops)
-    assert all(ops.values()), "an op without a kernel for Hopper"
+    assert {"int4_pack", "int4_unpack", "int4_quantize", "int8_pack", "int8_unpack"} <= set(ops)
     assert ops["int4_pack"] == ["int4_pack_sm80"]
 
 
-def test_every_op_runs_from_compute_capability_8_on():
-    assert all(registered(80).values()) and all(registered(120).values())
+def test_every_op_runs_from_compute_capability_8_on(registered):
+    for capability in (80, 90, 120):
+        assert {op for op, kernels in registered(capability).items() if not kernels} == set(WITHOUT_KERNELS)
     assert not any(registered(75).values())
 
 
-def test_hopper_kernels_run_on_hopper_alone():
+def test_hopper_kernels_run_on_hopper_alone(registered):
     for capability in (80, 89, 100):
         assert not [name for names in registered(capability).values() for name in names if name.endswith("sm90a")]
 
 
-def test_aoq_sm_limits_what_is_chosen():
-    assert all(name.endswith("sm80") for names in registered(90, AOQ_SM="sm80").values() for name in names)
+def test_aoq_sm_limits_what_is_chosen(registered):
+    assert all(name.endswith("sm80") for names in registered(90, "sm80").values() for name in names)
     done = run("import aoq", AOQ_SM="sm70")
     assert done.returncode != 0
     assert "AOQ_SM=sm70 is not an architecture that aoq has kernels for: sm80, sm89, sm90a" in done.stderr

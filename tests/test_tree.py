@@ -51,7 +51,7 @@ def test_a_kernel_is_its_file_and_one_line(op):
         order = [target for target, _ in listed]
         assert order == [target for target in targets if target in order], "best first"
     assert cpu[-1][0] == "ref"
-    assert (CSRC / op / f"{op}_cuda.cpp").exists() == bool(cuda), "CUDA kernels have an entry"
+    assert (CSRC / op / f"{op}_cuda.cpp").exists() or not cuda, "CUDA kernels have an entry"
 
 
 @pytest.mark.parametrize("path", SEALED, ids=lambda path: path.name)

@@ -1,11 +1,9 @@
-#include "int8_pack/int8_pack.h"
-
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "core/check.h"
 #include "core/int8.h"
 #include "core/kernel.h"
+#include "int8_pack/int8_pack_entry.h"
 
 namespace aoq {
 namespace {
@@ -18,11 +16,7 @@ constexpr Kernel<Int8PackKernel> kKernels[] = {
 const bool kRegistered = register_op("int8_pack", kKernels);
 
 Tensor int8_pack(const Tensor& qdata) {
-  constexpr const char* op = "int8_pack";
-  check_type(qdata.scalar_type() == ScalarType::Char, op, "qdata", "expected int8, got ",
-             dtype_name(qdata.scalar_type()));
-  check_value(qdata.dim() == 2 && qdata.numel() > 0, op, "qdata", "expected shape [n, k], neither 0, got ",
-              shape(qdata));
+  check_int8_codes(qdata);
   const int64_t n = qdata.size(0), k = qdata.size(1);
   const Tensor qdata_ = qdata.is_contiguous() ? qdata : torch::stable::contiguous(qdata);
   Tensor packed =

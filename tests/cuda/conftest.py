@@ -1,14 +1,12 @@
 """CUDA kernels without a GPU: compiled as plain C++ with simt/cuda_runtime.h, which runs their threads on the CPU."""
 
 import ctypes
-import shutil
+import importlib.util
 import subprocess
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-CXX = shutil.which("g++") or shutil.which("c++")
+from toolchain import CXX, ROOT, cuda_home
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +31,15 @@ def simt_kernel(tmp_path_factory):
         return lambda **fields: function(ctypes.byref(struct(**fields)), None)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def cute_flags():
+    """What a host compiler needs to include CuTe."""
+    cutlass, cuda = importlib.util.find_spec("cutlass_library"), cuda_home()
+    if cutlass is None or cutlass.origin is None:
+        pytest.skip("CuTe's headers: pip install --no-deps nvidia-cutlass==4.2.0.0")
+    if cuda is None:
+        pytest.skip("CUDA's headers are not installed")
+    include = Path(cutlass.origin).parent / "source/include"
+    return [f"-isystem{path}" for path in (include, cuda / "include", cuda / "include/cccl")]

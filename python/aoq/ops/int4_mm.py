@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aoq.ops.int4_pack import TILE_K
+from aoq.ops.int4_pack import packed_shape
 from aoq.ops.int4_quantize import int4_dequantize
 from aoq.ops.int4_unpack import int4_unpack, int4_unpack_reference
 from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
@@ -62,7 +62,7 @@ def _(
     n: int,
     group_size: int,
 ) -> Tensor:
-    return packed_mm_fake(_op, TILE_K, x, (packed, scale, zero_point), bias, n)
+    return packed_mm_fake(_op, packed_shape, x, (packed, scale, zero_point), bias, n)
 
 
 def int4_mm_reference(

@@ -34,20 +34,22 @@ def _(packed: Tensor, n: int, k: int) -> Tensor:
 
 
 def int4_unpack_reference(packed: Tensor, n: int, k: int) -> Tensor:
-    """The reference for `int4_unpack` in PyTorch, of either layout: their tiles differ in size."""
-    if packed.shape[-1] == CUDA_TILE_BYTES:
-        nibbles = torch.stack((packed & 0xF, packed >> 4), dim=-1).view(*packed.shape[:2], 8, 4, 4, 2, 2, 2)
-        codes = nibbles.permute(0, 7, 2, 1, 4, 6, 3, 5).reshape(TILE_N * len(packed), -1)[:n]
-        return (codes[:, 0 : k + k % 2 : 2] | codes[:, 1 : k + k % 2 : 2] << 4).contiguous()
-    lanes = packed.unflatten(2, (TILE_N, 4)).transpose(1, 2).flatten(0, 1)[:n]  # [n, ku, 4]
-    return lane_bytes(lanes)[:, : (k + 1) // 2]
+    """The reference for `int4_unpack` in PyTorch."""
+    return int4_rows(packed, torch.arange(n, device=packed.device), k)
 
 
-def lane_bytes(lanes: Tensor) -> Tensor:
-    """The lanes of some rows, uint8 [..., ku, 4], as plain bytes [..., ku * 4].
-
-    A lane's bytes hold codes 0|2, 4|6, 1|3, 5|7 (low|high nibble); plain ones 0|1, 2|3, 4|5, 6|7.
-    """
-    even, odd = lanes[..., :2], lanes[..., 2:]
-    low, high = even & 0xF | odd << 4, even >> 4 | odd & 0xF0
-    return torch.stack((low, high), dim=-1).flatten(-3)
+def int4_rows(packed: Tensor, rows: Tensor, k: int) -> Tensor:
+    """The plain codes, uint8 [*rows.shape, ceil(k / 2)], of some rows of a weight, packed for any device."""
+    tile, row = rows // TILE_N, rows % TILE_N
+    if packed.shape[-1] == CUDA_TILE_BYTES:  # layouts differ in the size of their tiles
+        # lane 4g + c, word w, byte 2 odd + h: row g in the low nibble, g + 8 in the high one; k = 16w + 8h + 2c + odd
+        owned = packed.unflatten(-1, (8, 4, 4, 2, 2))[tile, :, row % 8]  # [..., T, c, w, odd, h]
+        codes = owned >> (row // 8 * 4).view(*row.shape, 1, 1, 1, 1, 1) & 0xF
+        plain: Tensor = (codes[..., 0, :] | codes[..., 1, :] << 4).movedim(-3, -1).flatten(-4)
+    else:
+        # Bytes hold codes 0|2, 4|6, 1|3, 5|7 (low|high nibble); plain ones 0|1, 2|3, 4|5, 6|7.
+        lanes = packed.unflatten(-1, (TILE_N, 4))[tile, :, row]
+        even, odd = lanes[..., :2], lanes[..., 2:]
+        plain = torch.stack((even & 0xF | odd << 4, even >> 4 | odd & 0xF0), dim=-1).flatten(-3)
+    qdata: Tensor = plain[..., : (k + 1) // 2]
+    return qdata

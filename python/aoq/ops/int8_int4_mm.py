@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aoq.ops.int4_mm import dequantize_packed
-from aoq.ops.int4_pack import TILE_K
+from aoq.ops.int4_pack import packed_shape
 from aoq.ops.int4_quantize import int4_dequantize
 from aoq.ops.int4_unpack import int4_unpack_reference
 from aoq.ops.int8_mm import linear_reference
@@ -71,7 +71,7 @@ def _(
     n: int,
     group_size: int,
 ) -> Tensor:
-    return packed_mm_fake(_op, TILE_K, x, (packed, scale, zero_point, w_sum), bias, n)
+    return packed_mm_fake(_op, packed_shape, x, (packed, scale, zero_point, w_sum), bias, n)
 
 
 def int8_int4_mm_reference(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aoq.ops.int8_pack import TILE_K
+from aoq.ops.int8_pack import packed_shape
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize_reference
 from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
 from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
@@ -46,7 +46,7 @@ def _dequantize(packed: Tensor, scale: Tensor, w_sum: Tensor | None, n: int, k: 
 
 @torch.library.register_fake("aoq::int8_mm")  # type: ignore[untyped-decorator]
 def _(x: Tensor, packed: Tensor, scale: Tensor, w_sum: Tensor | None, bias: Tensor | None, n: int) -> Tensor:
-    return packed_mm_fake(_op, TILE_K, x, (packed, scale, w_sum), bias, n)
+    return packed_mm_fake(_op, packed_shape, x, (packed, scale, w_sum), bias, n)
 
 
 def int8_mm_reference(

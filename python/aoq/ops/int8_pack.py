@@ -1,4 +1,4 @@
-"""int8_pack: plain int8 codes to the tiled layout that the CPU kernels read."""
+"""int8_pack: plain int8 codes to the layout that a device's kernels read."""
 
 from __future__ import annotations
 
@@ -9,21 +9,33 @@ from torch.nn.functional import pad
 from aoq.ops.errors import raises_typed
 from aoq.ops.packed import TILE_N
 
-TILE_K = 4  # k of a tile
+TILE_K = 4  # k of a tile on the CPU
+CUDA_ALIGN = 16  # bytes
+
+
+def packed_shape(n: int, k: int, device: torch.device) -> tuple[int, int, int]:
+    """The shape of what `int8_pack` makes on `device` of n rows of k codes."""
+    tiles = (n + TILE_N - 1) // TILE_N
+    if device.type == "cuda":
+        return tiles, TILE_N, (k + CUDA_ALIGN - 1) // CUDA_ALIGN * CUDA_ALIGN
+    return tiles, (k + TILE_K - 1) // TILE_K, 64
 
 
 @raises_typed
 def int8_pack(qdata: Tensor) -> Tensor:
-    """Tiles plain int8 codes. `int8_unpack` is the exact inverse.
+    """Packs plain int8 codes for the kernels of their device. `int8_unpack` is the exact inverse.
 
-    A 64-byte unit covers 16 rows and 4 k: byte 4i + j is code + 128 of row i, k = j. The offset makes the codes
-    unsigned, as the instructions that multiply them want one side to be.
+    On the CPU a 64-byte unit covers 16 rows and 4 k: byte 4i + j is code + 128 of row i, k = j. The offset makes
+    the codes unsigned, as the instructions that multiply them want one side to be.
+
+    On CUDA they stay as they are, signed and row by row, which is what its tensor cores read; rows and columns
+    are padded to multiples of 16, as its bulk copies need them.
 
     Args:
         qdata: int8 [n, k].
 
     Returns:
-        uint8 [ceil(n / 16), ceil(k / 4), 64], contiguous; codes beyond n and k are 0.
+        `packed_shape(n, k, device)`, contiguous, uint8 on the CPU and int8 on CUDA; codes beyond n and k are 0.
 
     Raises:
         ValueError, TypeError: `qdata` is not int8 [n, k].
@@ -34,13 +46,16 @@ def int8_pack(qdata: Tensor) -> Tensor:
 
 @torch.library.register_fake("aoq::int8_pack")  # type: ignore[untyped-decorator]
 def _(qdata: Tensor) -> Tensor:
-    n, k = qdata.shape
-    return qdata.new_empty(((n + TILE_N - 1) // TILE_N, (k + TILE_K - 1) // TILE_K, 64), dtype=torch.uint8)
+    dtype = torch.int8 if qdata.is_cuda else torch.uint8
+    return qdata.new_empty(packed_shape(*qdata.shape, qdata.device), dtype=dtype)  # type: ignore[call-arg]
 
 
-def int8_pack_reference(qdata: Tensor) -> Tensor:
-    """The reference for `int8_pack` in PyTorch."""
+def int8_pack_reference(qdata: Tensor, device: torch.device | None = None) -> Tensor:
+    """The reference for `int8_pack` in PyTorch; `device` asks for another device's layout."""
     n, k = qdata.shape
+    if (device or qdata.device).type == "cuda":
+        rows: Tensor = pad(qdata, (0, -k % CUDA_ALIGN, 0, -n % TILE_N)).unflatten(0, (-1, TILE_N))
+        return rows
     codes = pad(qdata, (0, -k % TILE_K, 0, -n % TILE_N)).view(torch.uint8) ^ 0x80
     packed: Tensor = codes.unflatten(1, (-1, TILE_K)).unflatten(0, (-1, TILE_N)).transpose(1, 2).flatten(2)
     return packed

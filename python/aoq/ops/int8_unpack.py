@@ -1,4 +1,4 @@
-"""int8_unpack: the CPU's tiled layout back to plain int8 codes."""
+"""int8_unpack: a device's layout back to plain int8 codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def int8_unpack(packed: Tensor, n: int, k: int) -> Tensor:
     """Inverts `int8_pack`, exactly.
 
     Args:
-        packed: uint8 [ceil(n / 16), ceil(k / 4), 64].
+        packed: from `int8_pack`.
         n, k: the shape of the weight.
 
     Returns:
@@ -34,10 +34,16 @@ def _(packed: Tensor, n: int, k: int) -> Tensor:
 
 def int8_unpack_reference(packed: Tensor, n: int, k: int) -> Tensor:
     """The reference for `int8_unpack` in PyTorch."""
-    lanes = packed.unflatten(2, (TILE_N, 4)).transpose(1, 2).flatten(0, 1)[:n]  # [n, ku, 4]
-    return lane_codes(lanes)[:, :k]
+    return int8_rows(packed, torch.arange(n, device=packed.device), k)
 
 
-def lane_codes(lanes: Tensor) -> Tensor:
-    """The lanes of some rows, uint8 [..., ku, 4], as plain int8 codes [..., ku * 4]."""
-    return (lanes ^ 0x80).flatten(-2).view(torch.int8)
+def int8_rows(packed: Tensor, rows: Tensor, k: int) -> Tensor:
+    """The plain codes, int8 [*rows.shape, k], of some rows of a weight, packed for any device."""
+    tile, row = rows // TILE_N, rows % TILE_N
+    if packed.dtype == torch.int8:  # CUDA's
+        codes = packed[tile, row]
+    else:
+        lanes = packed.unflatten(-1, (TILE_N, 4))[tile, :, row]  # [..., units, 4]
+        codes = (lanes ^ 0x80).flatten(-2).view(torch.int8)
+    plain: Tensor = codes[..., :k]
+    return plain

@@ -7,6 +7,7 @@ import torch
 from aoq import _C
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def kernels(op: str, device: torch.device) -> list[str]:
     """The kernels of `op` for tensors on `device`, best first; none where there is no such device or no kernel."""
     if device.type == "cpu":

@@ -17,6 +17,7 @@ TILE_N = 16  # rows of a tile
 
 Operands: TypeAlias = "tuple[Tensor | None, ...]"
 Dequantize: TypeAlias = Callable[..., Tensor]
+PackedShape: TypeAlias = Callable[[int, int, torch.device], tuple[int, ...]]
 
 
 def tile_scale(scale: Tensor) -> Tensor:
@@ -51,14 +52,16 @@ def packed_mm(
         raise typed(error) from None
 
 
-def packed_mm_fake(op: OpOverload, tile_k: int, x: Tensor, weight: Operands, bias: Tensor | None, n: int) -> Tensor:
-    """What `op` returns, without values. `tile_k`: columns of one of the weight's units."""
+def packed_mm_fake(
+    op: OpOverload, packed_shape: PackedShape, x: Tensor, weight: Operands, bias: Tensor | None, n: int
+) -> Tensor:
+    """What `op` returns, without values. `packed_shape`: (n, k, device) -> that of the packed codes there."""
     _check_devices(op, x, *weight, bias)
     assert weight[0] is not None
-    units = weight[0].shape[1]
+    k, got = x.shape[-1], tuple(weight[0].shape)
+    wanted = packed_shape(n, k, x.device)
     torch._check_value(
-        (x.shape[-1] + tile_k - 1) // tile_k == units,
-        lambda: f"{op.name()}: x: expected packed's {units} units of {tile_k} columns, got {x.shape[-1]}",
+        got == wanted, lambda: f"{op.name()}: packed: expected shape {wanted} for x with {k} columns, got {got}"
     )
     return x.new_empty((*x.shape[:-1], n))
 

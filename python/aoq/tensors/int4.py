@@ -12,11 +12,11 @@ from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Json, MappingType
 from aoq.ops.int4_mm import int4_mm
-from aoq.ops.int4_pack import TILE_K, int4_pack
+from aoq.ops.int4_pack import int4_pack, packed_shape
 from aoq.ops.int4_quantize import int4_dequantize, int4_quantize
-from aoq.ops.int4_unpack import int4_unpack, lane_bytes
+from aoq.ops.int4_unpack import int4_rows, int4_unpack
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
-from aoq.tensors.base import ACTIVATION_DTYPES, check_scale_dtype, check_weight
+from aoq.tensors.base import ACTIVATION_DTYPES, check_scale_dtype, check_weight, dtype_name
 from aoq.tensors.tiled import Part, TiledTensor, map_parts
 
 
@@ -81,9 +81,12 @@ def quantized_parts(
     rows = weight.detach().reshape(-1, weight.shape[-1])
     parts = int4_quantize(rows, group_size, mapping, scale_dtype)
     qdata, scale, zero_point = (part.unflatten(0, weight.shape[:-1]) for part in parts)
-    may_overflow = scale.dtype is torch.float16 and weight.dtype is not torch.float16 and not weight.is_meta
-    if may_overflow and not scale.isfinite().all():
-        raise ValueError("w: expected values whose scale float16 holds; use another scale_dtype")
+    narrow = scale.dtype is torch.float16 and weight.dtype is not torch.float16
+    # The CPU's kernel has raised for weights that are not finite; CUDA's cannot, and makes their scales NaN.
+    if (narrow or weight.is_cuda) and not weight.is_meta and not scale.isfinite().all():
+        if scale.isnan().any():
+            raise ValueError("w: expected finite values, got NaN or infinity")
+        raise ValueError(f"w: expected values whose scale {dtype_name(scale.dtype)} holds; use another scale_dtype")
     return qdata, scale, None if mapping == "symmetric" else zero_point
 
 
@@ -93,8 +96,8 @@ class Int4Tensor(TiledTensor):
     packing "plain" (checkpoints, slices, any device):
         qdata: uint8 [..., n, ceil(k / 2)], low nibble = even k.
         scale, zero_point: [..., n, G], G = ceil(k / group_size).
-    packing "tiled" (what the CPU kernels read):
-        qdata: uint8 [..., ceil(n / 16), ceil(k / 8), 64] from `int4_pack`.
+    packing "tiled" (what the device's kernels read):
+        qdata: uint8 [..., *packed_shape(n, k, device)] from `int4_pack`.
         scale, zero_point: [..., ceil(n / 16), G, 16] from `tile_scale`.
 
     A slice along k that starts inside a group and goes on after it repeats scales to make smaller groups. Nothing
@@ -118,8 +121,8 @@ class Int4Tensor(TiledTensor):
             raise ValueError(f"{type(self).__name__}: group_size: expected 1 or more, got {self.group_size!r}")
         groups = -(-k // self.group_size)
         if self.packed:
-            tiles = (*lead[:-1], -(-lead[-1] // TILE_N))
-            qdata, scale = (*tiles, -(-k // TILE_K), 64), (*tiles, groups, TILE_N)
+            packed = packed_shape(lead[-1], k, self.device)
+            qdata, scale = (*lead[:-1], *packed), (*lead[:-1], packed[0], groups, TILE_N)
         else:
             qdata, scale = (*lead, (k + 1) // 2), (*lead, groups)
         return {
@@ -135,8 +138,8 @@ class Int4Tensor(TiledTensor):
         n, k = self.weight_shape[-2:]
         return [int4_unpack(qdata, n, k), *map_parts(lambda tiled: untile_scale(tiled, n), scales)]
 
-    def lane_codes(self, lanes: Tensor) -> Tensor:
-        return lane_bytes(lanes)[..., : (self.weight_shape[-1] + 1) // 2]
+    def tiled_rows(self, ids: Tensor) -> Tensor:
+        return int4_rows(self.qdata, ids, self.weight_shape[-1])
 
     def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
         scale, zero_point = scales[:2]

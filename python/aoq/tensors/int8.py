@@ -12,9 +12,9 @@ from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Granularity, MappingType, PerRow
 from aoq.ops.int8_mm import int8_mm
-from aoq.ops.int8_pack import TILE_K, int8_pack
+from aoq.ops.int8_pack import int8_pack, packed_shape
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize
-from aoq.ops.int8_unpack import int8_unpack, lane_codes
+from aoq.ops.int8_unpack import int8_rows, int8_unpack
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
 from aoq.tensors.base import ACTIVATION_DTYPES, check_scale_dtype, check_weight
 from aoq.tensors.tiled import Part, TiledTensor
@@ -74,8 +74,8 @@ class Int8Tensor(TiledTensor):
     packing "plain" (checkpoints, slices, any device):
         qdata: int8 [..., n, k].
         scale: [..., n, 1].
-    packing "tiled" (what the CPU kernels read):
-        qdata: uint8 [..., ceil(n / 16), ceil(k / 4), 64] from `int8_pack`.
+    packing "tiled" (what the device's kernels read):
+        qdata: [..., *packed_shape(n, k, device)] from `int8_pack`.
         scale: [..., ceil(n / 16), 1, 16] from `tile_scale`.
         w_sum: fp32 [..., n], the sums of the rows of w, if activations are asymmetric.
 
@@ -96,12 +96,12 @@ class Int8Tensor(TiledTensor):
     def expected_parts(self) -> dict[str, Part]:
         *lead, k = self.weight_shape
         if self.packed:
-            tiles = (*lead[:-1], -(-lead[-1] // TILE_N))
-            qdata, scale = (*tiles, -(-k // TILE_K), 64), (*tiles, 1, TILE_N)
+            packed = packed_shape(lead[-1], k, self.device)
+            qdata, scale = (*lead[:-1], *packed), (*lead[:-1], packed[0], 1, TILE_N)
         else:
             qdata, scale = (*lead, k), (*lead, 1)
         return {
-            "qdata": (qdata, (torch.uint8 if self.packed else torch.int8,)),
+            "qdata": (qdata, (torch.uint8 if self.packed and self.device.type != "cuda" else torch.int8,)),
             "scale": (scale, ACTIVATION_DTYPES),
             "w_sum": w_sum_part(self, self.act_mapping),
         }
@@ -118,8 +118,8 @@ class Int8Tensor(TiledTensor):
         n, k = self.weight_shape[-2:]
         return [int8_unpack(qdata, n, k), untile_scale(scales[0], n), None]
 
-    def lane_codes(self, lanes: Tensor) -> Tensor:
-        return lane_codes(lanes)[..., : self.weight_shape[-1]]
+    def tiled_rows(self, ids: Tensor) -> Tensor:
+        return int8_rows(self.qdata, ids, self.weight_shape[-1])
 
     def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
         return int8_dequantize(qdata, scales[0], None, self.dtype)

@@ -1,4 +1,4 @@
-"""TiledTensor: what the formats have in common that are plain in checkpoints and tiled for the CPU's kernels."""
+"""TiledTensor: what the formats have in common that are plain in checkpoints and tiled for a device's kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from aoq import _C
+from aoq.ops.kernels import kernels
 from aoq.ops.packed import TILE_N
 from aoq.tensors.base import QuantizedTensor, dtype_name
 
@@ -21,8 +21,8 @@ class TiledTensor(QuantizedTensor):
     """A weight [..., n, k] whose first parts are `qdata`, the codes, and scales and the like for each row.
 
     packing "plain" (checkpoints, slices, any device): parts [..., n, *].
-    packing "tiled" (what the CPU kernels read): parts [..., ceil(n / 16), *], the codes in units of 64 bytes. A part
-        `w_sum`, where a format has one, is fp32 [..., n]: the sums of the rows, made by `tiled_parts` and never stored.
+    packing "tiled" (what the device's kernels read): parts [..., ceil(n / 16), *]. A part `w_sum`, where a format has
+        one, is fp32 [..., n]: the sums of the rows, made by `tiled_parts` and never stored.
 
     `F.linear` on a plain tensor packs it for that one call: `pack()` it once instead. Slices are views of the same
     storage. Tiled tensors slice along n, in whole tiles.
@@ -46,8 +46,8 @@ class TiledTensor(QuantizedTensor):
         """The inverse of `tiled_parts`."""
         raise NotImplementedError
 
-    def lane_codes(self, lanes: Tensor) -> Tensor:
-        """Rows of plain codes from those of tiled ones, uint8 [..., units, 4]."""
+    def tiled_rows(self, ids: Tensor) -> Tensor:
+        """The plain codes of the rows `ids` of a tiled matrix."""
         raise NotImplementedError
 
     def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
@@ -89,10 +89,10 @@ class TiledTensor(QuantizedTensor):
 
     @property
     def kernel(self) -> str:
-        return _C.kernels(self.mm_op)[0] if self.packed else "none until packed"
+        return kernels(self.mm_op, self.device)[0] if self.packed else "none until packed"
 
     def pack(self) -> Self:
-        if self.packed or self.device.type != "cpu" or len(self.weight_shape) < 2:
+        if self.packed or len(self.weight_shape) < 2 or not kernels(self.mm_op, self.device):
             return self
         return self.rebuild(_each(self.tiled_parts, self.parts(), len(self.weight_shape)), packing="tiled")
 
@@ -132,8 +132,7 @@ class TiledTensor(QuantizedTensor):
         if not self.packed:
             return self.floats(self.qdata[ids], *map_parts(lambda part: part[ids], scales))
         tile, lane = ids // TILE_N, ids % TILE_N
-        codes = self.lane_codes(self.qdata.unflatten(-1, (TILE_N, 4))[tile, :, lane])
-        return self.floats(codes, *map_parts(lambda part: part[tile, :, lane], scales))
+        return self.floats(self.tiled_rows(ids), *map_parts(lambda part: part[tile, :, lane], scales))
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         shape = self.weight_shape

@@ -1,0 +1,68 @@
+// core/int4_cuda.h against CuTe's own description of the fragments of mma.sync and wgmma, on the host.
+#include <cstdio>
+#include <cstdlib>
+
+#include <cute/atom/mma_traits_sm80.hpp>
+#include <cute/atom/mma_traits_sm90_gmma.hpp>
+
+#include "core/int4_cuda.h"
+
+using namespace cute;
+using aoq::int4_cuda::activation_k;
+using aoq::int4_cuda::Code;
+using aoq::int4_cuda::code_at;
+
+int checked = 0;
+
+void expect(const char* what, int thread, int value, Code got, int row, int k) {
+  ++checked;
+  if (got.row == row && got.k == k) return;
+  std::printf("%s: thread %d value %d: CuTe has (%d, %d), the layout (%d, %d)\n", what, thread, value, row, k, got.row,
+              got.k);
+  std::exit(1);
+}
+
+// 16 bits: value 2j + e of a fragment is half e of register a_j = (word >> 4j) & 0x000f000f, nibble j + 4e. In one
+// atom.
+template <class ALayout>
+void check_16bit(const char* what, ALayout layout, int rows) {
+  for (int thread = 0; thread < size<0>(layout); ++thread)
+    for (int value = 0; value < size<1>(layout); ++value) {
+      Code code = code_at({thread % 32, 0, value / 2 + 4 * (value % 2)});
+      code.row += 16 * (thread / 32);  // a warp's tile
+      const int at = layout(thread, value);
+      expect(what, thread, value, code, at % rows, at / rows);
+    }
+}
+
+// 8 bits: byte b of register a_r is (word >> 4 (r % 2)) & 0x0f of word r / 2, nibble 2b + r % 2; activations are
+// permuted within each sixteen. In two atoms.
+template <class ALayout>
+void check_8bit(const char* what, ALayout layout, int rows) {
+  for (int thread = 0; thread < size<0>(layout); ++thread)
+    for (int value = 0; value < size<1>(layout); ++value) {
+      const int r = value / 4, b = value % 4;
+      Code code = code_at({thread % 32, r / 2, 2 * b + r % 2});
+      code.row += 16 * (thread / 32);
+      const int at = layout(thread, value), position = at / rows;
+      expect(what, thread, value, code, at % rows, position / 16 * 16 + activation_k(position % 16));
+    }
+}
+
+int main() {
+  check_16bit("mma.m16n8k16 bf16", MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN>::ALayout{}, 16);
+  check_16bit("mma.m16n8k16 f16", MMA_Traits<SM80_16x8x16_F32F16F16F32_TN>::ALayout{}, 16);
+  check_8bit("mma.m16n8k32 s8", MMA_Traits<SM80_16x8x32_S32S8S8S32_TN>::ALayout{}, 16);
+  using namespace SM90::GMMA;
+  check_16bit("wgmma m64nNk16 RS", MMA_Traits<MMA_64x8x16_F32BF16BF16_RS<Major::K, Major::K>>::ALayout{}, 64);
+  check_8bit("wgmma m64nNk32 s8 RS", MMA_Traits<MMA_64x8x32_S32S8S8_RS_TN>::ALayout{}, 64);
+  check_8bit("wgmma m64nNk32 e4m3 RS", MMA_Traits<MMA_64x8x32_F32E4M3E4M3_RS_TN<>>::ALayout{}, 64);
+  // CUTLASS's mixed-input collective asks for the order in which its converter finds neighbours apart.
+  const Layout<Shape<_2, _4>, Stride<_4, _1>> shuffle{};
+  for (int value = 0; value < 8; ++value) {
+    const Code code = code_at({0, 0, shuffle(value)});  // fragment value `value`, by the layouts above
+    const int at = MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN>::ALayout{}(0, value);
+    expect("ValueShuffle", 0, value, code, at % 16, at / 16);
+  }
+  std::printf("%d fragment elements agree\n", checked);
+}
