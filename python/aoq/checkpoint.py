@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from aoq.integrations.safetensors import is_quantized, part_name, unflatten_one
+from aoq.config import decode
+from aoq.integrations.safetensors import is_quantized, is_torchao, part_name, unflatten_one
 from aoq.tensors.base import QuantizedTensor, dtype_name
 
 _DTYPES = {
@@ -120,6 +121,9 @@ def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
         described |= {fqn: (file, text) for fqn, text in metadata.items() if is_quantized(text)}
     weights: dict[str, StoredWeight] = {}
     for fqn, (file, text) in described.items():
+        if is_torchao(text):
+            weights[fqn] = _torchao_weight(fqn, file, text, tensors)
+            continue
         try:
             w = unflatten_one(fqn, text, tensors, pack=False)
         except ValueError as error:
@@ -134,6 +138,20 @@ def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
         dtype, parts = tensor.dtype, {name: tensor.dtype}
         weights[name] = StoredWeight(name, dtype_name(dtype), tuple(tensor.shape), dtype, tensor.nbytes, parts)
     return weights
+
+
+def _torchao_weight(fqn: str, file: Path, text: str, tensors: Mapping[str, torch.Tensor]) -> StoredWeight:
+    description = json.loads(text)
+    parts = tuple(part_name(fqn, part) for part in description["_tensor_data_names"])
+    if missing := [part for part in parts if part not in tensors]:
+        raise ValueError(f"{file}: {fqn}: its part {missing[0]} is missing")
+    data, qdata = description["_data"], tensors[part_name(fqn, "qdata")]
+    shape = data.get("shape") or qdata.shape
+    scale = part_name(fqn, "scale_and_zero" if "scale_and_zero" in description["_tensor_data_names"] else "scale")
+    dtype = decode(data["dtype"], fqn) if "dtype" in data else tensors[scale].dtype
+    nbytes = sum(tensors[part].nbytes for part in parts)
+    format = f"torchao {description['_type'].removesuffix('Tensor')}"
+    return StoredWeight(fqn, format, tuple(shape), dtype, nbytes, {part: tensors[part].dtype for part in parts}, text)
 
 
 def _format(w: QuantizedTensor) -> str:

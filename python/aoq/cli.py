@@ -1,4 +1,4 @@
-"""The command line: `aoq quantize`, `aoq eval`, `aoq info`, `aoq bench`."""
+"""The command line: `aoq quantize`, `aoq convert`, `aoq eval`, `aoq info`, `aoq bench`."""
 
 from __future__ import annotations
 
@@ -96,6 +96,24 @@ def quantize(
         overwrite=overwrite,
     )
     console.print(f"{report}\nwritten to {output}", highlight=False)
+
+
+@app.command()
+@one_line_errors
+def convert(
+    source: Annotated[Path, typer.Argument(help="A directory with a checkpoint of torchao's.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
+    max_shard: Annotated[float, typer.Option(help="GB that a file may have.")] = 2.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")] = False,
+) -> None:
+    """Write torchao's checkpoint as aoq's: the same codes and scales."""
+    _quiet_transformers()
+    from aoq.convert import convert_checkpoint
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    report = convert_checkpoint(source, output, max_shard_bytes=int(max_shard * 1e9), overwrite=overwrite)
+    lines = str(report).splitlines()
+    console.print("\n".join([lines[0].replace("quantized", "converted", 1), *lines[1:], f"written to {output}"]))
 
 
 def _config(name: str, group_size: int | None, hqq: bool, symmetric: bool) -> AOBaseConfig:

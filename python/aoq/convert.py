@@ -1,4 +1,4 @@
-"""Quantize a checkpoint on disk, weight by weight: a safetensors directory or a GGUF file in, a directory out.
+"""Quantize a checkpoint on disk, or convert torchao's, weight by weight: a directory (or GGUF file) in, one out.
 
 Memory holds one output shard and one source weight. The output gets its name only when it is whole; the source
 is only read.
@@ -7,6 +7,7 @@ is only read.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -20,12 +21,16 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from aoq.checkpoint import INDEX, WEIGHTS, open_safetensors, read_json, stored_weights, weight_files
-from aoq.config import AOBaseConfig
+from aoq.config import AOBaseConfig, FqnToConfig, MappingType
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import flatten, save_file
 from aoq.integrations.transformers import AoqQuantizer, empty_model, model_names
 from aoq.progress import track
 from aoq.quantize import QuantizedWeight, QuantizeReport, SkippedWeight
+from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.int4 import Int4Tensor, Int4WeightOnlyConfig
+from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig, Int8Tensor
+from aoq.tensors.int8_int4 import Int8DynamicActivationInt4WeightConfig, Int8Int4Tensor
 
 # Anything else in a source directory is copied: tokenizer, generation settings, licence, custom code.
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
@@ -54,8 +59,9 @@ class SafetensorsDirectory:
         self.files = weight_files(path)
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path}: no config.json in it")
-        if read_json(path / "config.json").get("quantization_config"):
-            raise ValueError(f"{path}: is quantized already")
+        if quantized := read_json(path / "config.json").get("quantization_config"):
+            hint = "; `aoq convert` reads it" if quantized.get("quant_method") == "torchao" else ""
+            raise ValueError(f"{path}: is quantized already{hint}")
         self.config: PreTrainedConfig = AutoConfig.from_pretrained(path)
 
     def names(self, model: PreTrainedModel) -> dict[str, str | None]:
@@ -68,9 +74,7 @@ class SafetensorsDirectory:
                     yield name, opened.get_tensor(name)
 
     def save_extras(self, directory: Path) -> None:
-        for file in self.path.iterdir():
-            if file.is_file() and not file.name.endswith(_WEIGHT_FILES):
-                shutil.copyfile(file, directory / file.name)
+        _copy_extras(self.path, directory)
 
 
 def quantize_checkpoint(
@@ -142,6 +146,65 @@ def quantize_checkpoint(
     return report
 
 
+def convert_checkpoint(
+    source: str | Path, destination: str | Path, *, max_shard_bytes: int = 2 << 30, overwrite: bool = False
+) -> QuantizeReport:
+    """Writes torchao's checkpoint `source` as aoq's: the same codes and scales, nothing is quantized anew.
+
+    Args:
+        source: a directory that transformers wrote with a `TorchAoConfig`, in safetensors or a pickle.
+        destination, max_shard_bytes, overwrite: as in `quantize_checkpoint`.
+
+    Returns:
+        What was converted, its bytes in `source` and now, and what was not quantized there.
+
+    Raises:
+        ImportError: torchao is not installed, or another release of it.
+        OSError, ValueError: as `quantize_checkpoint`; and for a weight in a format that aoq does not have.
+    """
+    source, destination = Path(source), Path(destination)
+    _check_paths(source, destination, overwrite)
+    from aoq.integrations.torchao_checkpoint import TorchaoDirectory
+
+    opened = TorchaoDirectory(source)
+    model = empty_model(opened.config)
+    report = QuantizeReport()
+    configs: dict[str, AOBaseConfig] = {}
+    with new_directory(destination, overwrite) as directory:
+        _copy_extras(source, directory)
+        shards = _Shards(directory, max_shard_bytes)
+        for name, w in track(opened.weights(model), "Converting", total=len(opened.stored) or None):
+            if isinstance(w, QuantizedTensor):
+                configs[name.removesuffix(".weight")] = config_of(w)
+                before = opened.stored[name].nbytes if name in opened.stored else w.nbytes
+                report.quantized.append(QuantizedWeight((name,), config_of(w), math.prod(w.shape), before, w.nbytes))
+            else:
+                report.skipped.append(SkippedWeight(name, "not quantized there", wanted=False))
+            shards.add(name, w)
+        shards.close()
+        if not configs:
+            raise ValueError(f"{source}: has no quantized weights")
+        kinds = list(configs.values())
+        config = kinds[0] if all(each == kinds[0] for each in kinds) else FqnToConfig(dict(configs))
+        written = read_json(directory / "config.json")
+        skips = opened.settings.get("modules_to_not_convert")
+        written["quantization_config"] = AoqConfig(config, skips).to_dict()
+        (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def config_of(w: QuantizedTensor) -> AOBaseConfig:
+    """The config that makes tensors with parts like those of `w`."""
+    if isinstance(w, Int8Tensor):
+        return Int8DynamicActivationInt8WeightConfig(MappingType[w.act_mapping.upper()], scale_dtype=w.scale.dtype)
+    assert isinstance(w, Int4Tensor), w
+    mapping = MappingType.SYMMETRIC if w.zero_point is None else MappingType.ASYMMETRIC
+    if isinstance(w, Int8Int4Tensor):
+        act_mapping = MappingType[w.act_mapping.upper()]
+        return Int8DynamicActivationInt4WeightConfig(w.group_size, mapping, act_mapping, w.scale.dtype)
+    return Int4WeightOnlyConfig(w.group_size, mapping_type=mapping, scale_dtype=w.scale.dtype)
+
+
 def _open(source: Path) -> Source:
     if source.is_dir():
         return SafetensorsDirectory(source)
@@ -155,6 +218,12 @@ def _open(source: Path) -> Source:
 
 
 # ---- writing
+
+
+def _copy_extras(source: Path, destination: Path) -> None:
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(_WEIGHT_FILES):
+            shutil.copyfile(file, destination / file.name)
 
 
 def _check_paths(source: Path, destination: Path, overwrite: bool) -> None:

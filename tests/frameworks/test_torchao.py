@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
 import aoq
 import aoq.integrations.torchao as backend
 from aoq import _C, QuantizedTensor
+from aoq.cli import main
 from aoq.integrations.safetensors import flatten
 from aoq.integrations.torchao_tensors import CONFIGS, Unsupported, tensor_from_torchao
 from example_models import tiny_model
@@ -362,7 +365,7 @@ def test_values_are_kept(config: Any, dtype: torch.dtype) -> None:
     theirs = own(config, dtype)
     ours = tensor_from_torchao(theirs)
     assert torch.equal(ours.dequantize(), theirs.dequantize())
-    assert ours.packed and ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    assert not ours.packed and ours.dtype == theirs.dtype and ours.shape == theirs.shape
     x = torch.randn(5, 96, dtype=dtype)
     difference = F.linear(x, ours) - F.linear(x, theirs)
     assert difference.norm() < (0.02 if dtype == BF16 else 0.01) * F.linear(x, theirs).norm()  # int8 activations
@@ -594,3 +597,108 @@ def test_transformers_quantize_save_reload(tmp_path: Path, config: Any, shards: 
 
 def aoq_model(directory: Path, config: aoq.AOBaseConfig) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(directory, quantization_config=aoq.AoqConfig(config))
+
+
+# ---- torchao's checkpoints
+
+W4A8 = "Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(16))"
+W8A8 = "Int8DynamicActivationInt8WeightConfig()"
+W4 = "IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0), mapping_type=MappingType.ASYMMETRIC)"
+BOTH = f"ModuleFqnToConfig({{'_default': {W4A8}, 're:.*q_proj': {W8A8}, 'model.layers.0.mlp.up_proj': None}})"
+# Of each checkpoint: torchao's config, bytes of a shard, whether it is a pickle and of a tied model, aoq's tensors.
+CHECKPOINTS: dict[str, tuple[str, str, bool, bool, set[str]]] = {
+    "int8": (W8A8, "1GB", False, True, {"Int8Tensor"}),
+    "int8-int4": (W4A8, "30KB", False, False, {"Int8Int4Tensor"}),
+    "int4": (W4, "1GB", True, False, {"Int4Tensor"}),
+    "mixed": (BOTH, "1GB", False, True, {"Int8Int4Tensor", "Int8Tensor"}),
+    "float8": ("Float8WeightOnlyConfig()", "1GB", False, False, set()),
+}
+WRITE = """
+import json, os, sys, torch
+from torchao.quantization import *
+from transformers import AutoModelForCausalLM, TorchAoConfig
+for source, destination, config, shard, pickled in json.loads(sys.argv[1]):
+    model = AutoModelForCausalLM.from_pretrained(source, quantization_config=TorchAoConfig(eval(config)))
+    assert not any(type(param).__module__.startswith("aoq") for param in model.parameters())
+    model.save_pretrained(destination, max_shard_size=shard)
+    if pickled:
+        os.remove(f"{destination}/model.safetensors")
+        torch.save(model.state_dict(), f"{destination}/pytorch_model.bin")
+    torch.save(model(torch.tensor([[1, 17, 42, 99, 5, 64, 23]])).logits, f"{destination}/logits.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with `CHECKPOINTS`, which torchao wrote without aoq."""
+    parent = tmp_path_factory.mktemp("torchao")
+    models = {tied: str(tiny_model(parent, "llama", tied)) for tied in (False, True)}
+    jobs = [
+        (models[tied], str(parent / name), config, shard, pickled)
+        for name, (config, shard, pickled, tied, _) in CHECKPOINTS.items()
+    ]
+    done = subprocess.run([sys.executable, "-c", WRITE, json.dumps(jobs)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return parent
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    def run(*args: Any) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(arg) for arg in args])
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name != "float8"])
+def test_torchaos_checkpoints(checkpoints: Path, tmp_path: Path, cli: Any, name: str) -> None:
+    theirs, kinds = checkpoints / name, CHECKPOINTS[name][-1]
+    code, out, err = cli("convert", theirs, "-o", tmp_path / "aoq")
+    assert code == 0, err
+    assert out.startswith("converted 1") and "not quantized there" in out
+    converted = load(tmp_path / "aoq")
+    assert {type(param).__name__ for param in converted.parameters()} - {"Parameter"} == kinds
+    expected = torch.load(theirs / "logits.pt")
+    assert (converted(IDS).logits - expected).norm() < 0.04 * expected.norm()
+
+    read = load(theirs)  # transformers' own way
+    if name == "int4":  # of pickles, transformers keeps the tensors that are in them
+        assert len(backend.convert_(read)) == 14
+    assert torch.equal(read(IDS).logits, converted(IDS).logits)
+    assert all(isinstance(param, QuantizedTensor) or type(param) is nn.Parameter for param in read.parameters())
+    assert read.config.quantization_config.quant_method == "torchao"
+
+
+def test_convert_checkpoint_errors(checkpoints: Path, tmp_path: Path, cli: Any) -> None:
+    code, _, err = cli("convert", checkpoints / "llama-untied", "-o", tmp_path / "out")
+    assert code == 1 and "expected a checkpoint of torchao's, got None" in err
+    theirs = shutil.copytree(checkpoints / "float8", tmp_path / "float8")
+    code, _, err = cli("convert", theirs, "-o", tmp_path / "out")
+    assert code == 1 and "_proj.weight: aoq has no format for torchao's Float8Tensor" in err
+    assert not (tmp_path / "out").exists()
+    code, _, err = cli("quantize", theirs, "-o", tmp_path / "out")
+    assert code == 1 and "is quantized already; `aoq convert` reads it" in err
+    code, out, _ = cli("info", theirs)
+    assert code == 0 and "torchao Float8" in out
+    (theirs / "model.safetensors").unlink()
+    (theirs / "pytorch_model.bin").write_bytes(b"not a pickle")
+    code, _, err = cli("convert", theirs, "-o", tmp_path / "out")
+    assert code == 1 and "pytorch_model.bin: damaged" in err
+
+
+def test_embedding_of_the_mobile_guide(tmp_path: Path) -> None:
+    """int8 embedding, int4 linears and head with int8 activations, of an untied model."""
+    config = ModuleFqnToConfig(
+        {
+            "_default": Int8DynamicActivationIntxWeightConfig(weight_dtype=INT4, weight_granularity=PerGroup(16)),
+            "model.embed_tokens": IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0)),
+        }
+    )
+    options = {"include_input_output_embeddings": True, "modules_to_not_convert": []}
+    model = load(tiny_model(tmp_path), config, torchao=options, dtype=FP32)
+    assert isinstance(model.get_input_embeddings().weight, aoq.Int8Tensor)
+    assert isinstance(model.lm_head.weight, aoq.Int8Int4Tensor)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(load(tmp_path / "saved")(IDS).logits, model(IDS).logits)

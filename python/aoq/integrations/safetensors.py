@@ -3,6 +3,8 @@
 A quantized `model.layers.0.mlp.up_proj.weight` is stored in the plain layout as tensors
 `model.layers.0.mlp.up_proj._weight_qdata`, `..._weight_scale`, ... and, under its own name in the metadata, as
 JSON `{"_type": "Int4Tensor", "_data": {attributes, shape, dtype}, "_tensor_data_names": ["qdata", "scale"]}`.
+
+torchao's files are alike: its tensors are read as aoq's, and in its files aoq's types are named `aoq.Int4Tensor`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from torch import Tensor
 
 from aoq.config import decode, encode
 from aoq.tensors.base import QuantizedTensor
+
+TORCHAO_PREFIX = "aoq."  # of aoq's types in torchao's files, which have types of the same names
 
 
 def part_name(fqn: str, part: str) -> str:
@@ -66,7 +70,7 @@ def unflatten(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, pac
 
 def unflatten_one(fqn: str, description: str, tensors: Mapping[str, Tensor], *, pack: bool = True) -> QuantizedTensor:
     """The quantized tensor `fqn` from its metadata and a dict with its parts; raises as `unflatten`."""
-    return _assemble_one(fqn, _parse(fqn, description), tensors.keys(), tensors.__getitem__, pack)
+    return _assemble_one(fqn, description, tensors.keys(), tensors.__getitem__, pack)
 
 
 def save_file(state_dict: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -112,6 +116,11 @@ def is_quantized(description: str) -> bool:
     return '"_tensor_data_names"' in description
 
 
+def is_torchao(description: str) -> bool:
+    """Whether a metadata value describes one of torchao's own quantized tensors, all of which have a block size."""
+    return is_quantized(description) and '"block_size"' in description
+
+
 def _assemble(
     names: Iterable[str], get: Callable[[str], Tensor], metadata: Mapping[str, str], pack: bool
 ) -> dict[str, Tensor]:
@@ -119,9 +128,8 @@ def _assemble(
     state_dict: dict[str, Tensor] = {}
     for fqn, description in metadata.items():
         if is_quantized(description):
-            parsed = _parse(fqn, description)
-            state_dict[fqn] = _assemble_one(fqn, parsed, left.keys(), get, pack)
-            for part in parsed["_tensor_data_names"]:
+            state_dict[fqn] = _assemble_one(fqn, description, left.keys(), get, pack)
+            for part in json.loads(description)["_tensor_data_names"]:
                 del left[part_name(fqn, part)]
     for name in left:
         if name.endswith("_qdata"):
@@ -137,7 +145,7 @@ def _parse(fqn: str, description: str) -> dict[str, Any]:
         name, data, parts = (parsed[key] for key in ("_type", "_data", "_tensor_data_names"))
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{fqn}: expected _type, _data and _tensor_data_names, got {description}") from None
-    kind = QuantizedTensor.formats.get(name)
+    kind = QuantizedTensor.formats.get(name.removeprefix(TORCHAO_PREFIX) if isinstance(name, str) else name)
     if kind is None:
         raise ValueError(f"{fqn}: unknown _type {name!r}; known: {', '.join(sorted(QuantizedTensor.formats))}")
     expected = {*kind.attrs, "shape", "dtype"}
@@ -152,18 +160,35 @@ def _parse(fqn: str, description: str) -> dict[str, Any]:
 
 
 def _assemble_one(
-    fqn: str, parsed: dict[str, Any], names: Container[str], get: Callable[[str], Tensor], pack: bool
+    fqn: str, description: str, names: Container[str], get: Callable[[str], Tensor], pack: bool
 ) -> QuantizedTensor:
-    kind, data = parsed["_type"], parsed["_data"]
+    foreign = is_torchao(description)
+    parsed = json.loads(description) if foreign else _parse(fqn, description)
     parts: dict[str, Tensor] = {}
     for part in parsed["_tensor_data_names"]:
         name = part_name(fqn, part)
         if name not in names:
             raise ValueError(f"{fqn}: its part {name} is missing")
         parts[part] = get(name)
-    attrs = [data[name] for name in kind.attrs]
     try:
-        w: QuantizedTensor = kind(*map(parts.get, kind.tensors), *attrs, shape=data["shape"], dtype=data["dtype"])
+        w = _from_torchao(parsed, parts) if foreign else _from_parts(parsed, parts)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{fqn}: {error}") from error
     return w.pack() if pack else w
+
+
+def _from_parts(parsed: dict[str, Any], parts: Mapping[str, Tensor]) -> QuantizedTensor:
+    kind, data = parsed["_type"], parsed["_data"]
+    attrs = [data[name] for name in kind.attrs]
+    w: QuantizedTensor = kind(*map(parts.get, kind.tensors), *attrs, shape=data["shape"], dtype=data["dtype"])
+    return w
+
+
+def _from_torchao(parsed: dict[str, Any], parts: Mapping[str, Tensor]) -> QuantizedTensor:
+    try:
+        from aoq.integrations.torchao_tensors import tensor_from_parts, tensor_from_torchao
+    except ImportError as error:
+        raise ImportError(
+            f"reading torchao's {parsed['_type']} needs torchao (pip install aoq[torchao]): {error}"
+        ) from error
+    return tensor_from_torchao(tensor_from_parts(parsed, parts))

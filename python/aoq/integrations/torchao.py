@@ -33,8 +33,15 @@ from torchao.quantization.transform_module import _QUANTIZE_CONFIG_HANDLER, regi
 from torchao.utils import DummyModule
 
 from aoq.config import AOBaseConfig
-from aoq.integrations.safetensors import flatten
-from aoq.integrations.torchao_tensors import CONFIGS, Unsupported, config_from_torchao, is_torchao, tensor_from_torchao
+from aoq.integrations.safetensors import TORCHAO_PREFIX, flatten
+from aoq.integrations.torchao_tensors import (
+    CONFIGS,
+    Unsupported,
+    config_from_torchao,
+    is_torchao,
+    tensor_from_parts,
+    tensor_from_torchao,
+)
 from aoq.tensors.base import QuantizedTensor
 
 logger = logging.getLogger("aoq")
@@ -96,7 +103,7 @@ def _converted(w: Tensor, embedding: bool = False) -> QuantizedTensor | None:
     if w.device.type != "cpu":
         return None
     try:
-        return tensor_from_torchao(w, embedding)
+        return tensor_from_torchao(w, embedding).pack()
     except Unsupported as error:
         logger.info("left to torchao: %s", error)
         return None
@@ -184,8 +191,6 @@ _LAYOUTS = (
 
 # ---- safetensors: torchao's functions with aoq tensors beside torchao's, in time linear in their number
 
-_PREFIX = "aoq."  # before the names of aoq's tensors, some of which torchao has too
-
 
 def _register(kind: type[QuantizedTensor]) -> None:
     """Lets torchao build a format from its parts and attributes by name."""
@@ -194,7 +199,7 @@ def _register(kind: type[QuantizedTensor]) -> None:
         values = [fields.get(name) for name in (*kind.tensors, *kind.attrs)]
         return kind(*values, shape=shape, dtype=dtype).pack()
 
-    build.__name__ = _PREFIX + kind.__name__
+    build.__name__ = TORCHAO_PREFIX + kind.__name__
     if build.__name__ not in safetensors_utils.ALLOWED_CLASSES:
         safetensors_utils.ALLOWED_CLASSES[build.__name__] = build
         safetensors_utils.ALLOWED_TENSORS_SUBCLASSES.append(build.__name__)
@@ -215,7 +220,7 @@ def flatten_tensor_state_dict(tensors_dict: Mapping[str, Tensor]) -> tuple[dict[
         stored.add(part.data_ptr())
     for name, text in descriptions.items():
         description = json.loads(text)
-        metadata[name] = json.dumps(description | {"_type": _PREFIX + description["_type"]})
+        metadata[name] = json.dumps(description | {"_type": TORCHAO_PREFIX + description["_type"]})
     metadata["tensor_names"] = json.dumps(list(tensors_dict))
     return tensors, metadata
 
@@ -240,8 +245,7 @@ def unflatten_tensor_state_dict(
         keys = {part: f"{module}._{param}_{part}" for part in description["_tensor_data_names"]}
         if not left.keys() >= set(keys.values()):
             continue
-        description["_data"] |= {part: left.pop(key) for part, key in keys.items()}
-        w = safetensors_utils.object_from_dict(description)
+        w = tensor_from_parts(description, {part: left.pop(key) for part, key in keys.items()})
         converted = _converted(w) if is_torchao(w) else None
         state_dict[name] = w if converted is None else converted
     return state_dict, left

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torchao
 from torch import Tensor
 from torch.nn.functional import pad
 from torchao.prototype.quantization import int4 as prototype
+from torchao.prototype.safetensors.safetensors_utils import object_from_dict
 from torchao.quantization import (
     Int4PlainInt32Tensor,
     Int4Tensor,
@@ -144,7 +145,7 @@ CONFIGS = tuple(_CONFIGS)
 
 
 def tensor_from_torchao(w: Tensor, embedding: bool = False) -> QuantizedTensor:
-    """torchao's quantized tensor `w` [..., n, k] as aoq's, in its device's layout: codes and scales as they are.
+    """torchao's quantized tensor `w` [..., n, k] as aoq's, in the plain layout: codes and scales as they are.
 
     Zero points that torchao adds after scaling become fp32 ones that are subtracted before, so values may differ by
     a rounding of fp32.
@@ -161,7 +162,13 @@ def tensor_from_torchao(w: Tensor, embedding: bool = False) -> QuantizedTensor:
     if getattr(w, "act_pre_scale", None) is not None:
         raise Unsupported(f"{type(w).__name__}: aoq does not scale activations (act_pre_scale)")
     with torch.no_grad():
-        return convert(w, embedding).pack()
+        return convert(w, embedding)
+
+
+def tensor_from_parts(description: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Tensor:
+    """The tensor of torchao that safetensors metadata describes. Raises ValueError when they do not fit."""
+    w: Tensor = object_from_dict({**description, "_data": {**description["_data"], **parts}})
+    return w
 
 
 def is_torchao(w: Any) -> bool:
