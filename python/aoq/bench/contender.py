@@ -73,6 +73,7 @@ class Contender:
     op: ClassVar[str]  # what it competes in: int4_mm, int8_int4_mm, int8_mm; "bf16" is what all are compared with
     package: ClassVar[str]  # the distribution whose version counts
     environment: ClassVar[dict[str, str]] = {}  # of its process
+    prepares: ClassVar[bool] = False  # the first product of each weight and m does more than the others
 
     # How it rounds, for `allowed_error`.
     x_half_steps: ClassVar[float] = 0  # of int8 with a scale per row; 0: x as given
