@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import platform
 import signal
 import sys
@@ -199,6 +200,10 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small shape, few rounds: a minute.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the roofline here: a PNG, SVG or PDF a shape.")] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Run at real-time priority (root): steadier on a busy machine.")
+    ] = False,
 ) -> None:
     """Time aoq's matmuls beside torch's bf16, every peer that is installed, and what this machine can do."""
     from aoq.bench import command, measure
@@ -212,8 +217,13 @@ def bench(
         0.02 if quick else seconds,
     )
     entries = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or ())
-    report, interrupted = command.measure(settings, command.chosen(entries, op or (), only or ()))
-    command.write(report, json_file)
+    chosen = command.chosen(entries, op or (), only or ())
+    if plot is not None:
+        command.check_plot(plot)
+    if realtime:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))  # workers inherit it
+    report, interrupted = command.measure(settings, chosen)
+    command.write(report, json_file, plot)
     command.show(report, interrupted)
     if interrupted:
         sys.exit(130)

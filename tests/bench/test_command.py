@@ -23,7 +23,7 @@ def test_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(measure.machine, "cold_bytes", lambda: 2_000_000)
     file = tmp_path / "deep" / "bench.json"
     options = ["--shapes", "64x128,32x64", "--m", "1,5", "--rounds", 3, "--seconds", 0.001, "--group-size", 64]
-    result = run(*options, "--only", "aoq", "--only", "aten", "--json", file)
+    result = run(*options, "--only", "aoq", "--only", "aten", "--json", file, "--plot", file.with_suffix(".png"))
     assert result.exit_code == 0, result.output
     report = json.loads(file.read_text())
     assert report["schema"] == 1
@@ -42,6 +42,8 @@ def test_end_to_end(tmp_path, monkeypatch):
                 continue  # it cannot do every shape
             assert found["status"] == "ok", found
             assert len(found["seconds"]) == 3
+    for shape in ("64x128", "32x64"):
+        assert (file.parent / f"bench-{shape}.png").read_bytes().startswith(b"\x89PNG")
     for text in ("int4_mm 64x128, group 64", "int8_mm 32x64", "against", "aoq 0."):
         assert text in result.output
 
@@ -82,6 +84,7 @@ main()
         (["--m", "1,x"], "--m: expected positive numbers such as 1,4,16, got '1,x'"),
         (["--op", "int5_mm"], "--op: expected one of int4_mm, int8_int4_mm, int8_mm, got int5_mm"),
         (["--only", "tensorflow"], "--only: expected part of one of aoq int4"),
+        (["--plot", "roofline.xyz"], "--plot: expected a file name that ends in .png"),
         (["--python", "torch"], "--python: expected PEER=PYTHON"),
         (["--python", "torch=/no/such/python"], "--python: expected PEER=PYTHON"),
         (["--python", f"tensorflow={sys.executable}"], "--python: expected one of aoq"),

@@ -27,7 +27,8 @@ def report(*cases):
         "settings": {"threads": 2, "rounds": 3},
         "instructions": {"vdpbf16ps": "bf16", "vpdpbusd": "int8", "vfmadd zmm": "f32"},
         "contenders": [
-            {"name": name, "op": op, "ours": name == "ours", "status": "ok", "version": "1"} for name, op in ops.items()
+            {"name": name, "op": op, "package": name, "ours": name == "ours", "status": "ok", "version": "1"}
+            for name, op in ops.items()
         ],
         "cases": list(cases),
         "models": [],
@@ -113,10 +114,10 @@ def test_the_table_says_everything():
     text = console.export_text()
     for wanted in ("int4_mm 4096x4096, group 128", "1.00", "2.00x (2.00-2.00)", "4.00x (4.00-4.00)", "wrong", "fast"):
         assert wanted in text
-    for wanted in ("a CPU (amx), 2 threads", "slow: wrong at 4096x4096, m = 1", "gone: missing: not there"):
+    for wanted in ("a CPU (amx), 2 threads", "slow: wrong: an error", "gone: missing: not there"):
         assert wanted in text
     assert list(problems(whole)) == [
         "gone: missing: not there",
-        "slow: wrong at 4096x4096, m = 1: an error 2.0 times what its roundings allow",
+        "slow: wrong: an error 2.0 times what its roundings allow (4096x4096, m = 1)",
     ]
     assert not math.isnan(figures(whole, measured)["ours"].seconds.median)

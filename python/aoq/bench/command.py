@@ -83,10 +83,25 @@ def measure(settings: Settings, entries: Sequence[Entry]) -> tuple[Report, bool]
             return measurement.report, True
 
 
-def write(report: Report, file: Path | None) -> None:
+def check_plot(file: Path) -> None:
+    """Raises ImportError or ValueError before anything is measured in vain."""
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise ImportError("--plot needs matplotlib: pip install 'aoq[bench]'") from error
+    known = matplotlib.figure.Figure().canvas.get_supported_filetypes()
+    if file.suffix.lstrip(".") not in known:
+        raise ValueError(f"--plot: expected a file name that ends in .png, .svg or .pdf, got {file}")
+
+
+def write(report: Report, file: Path | None, plot: Path | None) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(report.json(), indent=1) + "\n")
+    if plot is not None:
+        from .roofline import save
+
+        save(report.json(), plot)
 
 
 def show(report: Report, interrupted: bool) -> None:

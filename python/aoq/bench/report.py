@@ -139,7 +139,8 @@ def tables(report: Json) -> Iterator[Table]:
         cases = [case for case in report["cases"] if (case["n"], case["k"]) == (n, k)]
         for op in ops(report):
             names = [*by_op(report, op), *by_op(report, BASELINE)]
-            names = [name for name in names if any(r["contender"] == name for case in cases for r in case["results"])]
+            tried = {r["contender"] for case in cases for r in case["results"] if r["status"] != "unsupported"}
+            names = [name for name in names if name in tried]
             groups = "" if op == "int8_mm" else f", group {group_size}"
             table = Table(title=f"{op} {n}x{k}{groups}, ms", title_justify="left", box=SIMPLE_HEAD)
             table.add_column("m", justify="right")
@@ -182,11 +183,15 @@ def problems(report: Json) -> Iterator[str]:
         if contender.get("status", "ok") != "ok":
             yield f"{contender['name']}: {contender['status']}: {contender['why']}"
     seen = {contender["name"] for contender in report["contenders"] if contender.get("status", "ok") != "ok"}
+    troubles: dict[tuple[str, str, str], dict[str, list[str]]] = {}  # {contender, status, why: {shape: ms}}
     for case in report["cases"]:
         for result in case["results"]:
             if result["status"] != "ok" and result["contender"] not in seen:
-                where = f"{case['n']}x{case['k']}, m = {case['m']}"
-                yield f"{result['contender']}: {result['status']} at {where}: {result['why']}"
+                where = troubles.setdefault((result["contender"], result["status"], result["why"]), {})
+                where.setdefault(f"{case['n']}x{case['k']}", []).append(str(case["m"]))
+    for (name, status, why), where in troubles.items():
+        places = "; ".join(f"{shape}, m = {', '.join(ms)}" for shape, ms in where.items())
+        yield f"{name}: {status}: {why} ({places})"
 
 
 def print_report(report: Json, console: Console) -> None:
