@@ -25,6 +25,12 @@ class Gone(Exception):
         self.status = status  # "crashed" or "hung"
 
 
+def _environment(threads: str) -> dict[str, str]:
+    """Peers import nothing that their code does not, least of all another aoq that is installed beside them."""
+    quiet = {"PYTHONSAFEPATH": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    return {**os.environ, **quiet, "OMP_NUM_THREADS": threads}
+
+
 class Worker:
     """Runs `worker.main(server, arguments)` in a process of its own, out of reach of the terminal's Ctrl-C."""
 
@@ -42,7 +48,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONSAFEPATH": "1", **(environment or {})},
+            env=_environment(threads) | (environment or {}),
             start_new_session=True,
         )
         self.buffer = b""
