@@ -198,6 +198,13 @@ def bench(
     python: Annotated[
         list[str] | None, typer.Option(help="PEER=PYTHON: another Python, or virtual environment, that has the peer.")
     ] = None,
+    model: Annotated[
+        list[Path] | None, typer.Option(help="A whole model instead: a directory; config.json alone will do.")
+    ] = None,
+    random_model: Annotated[list[str] | None, typer.Option(help="The same by name: llama-3.2-1b, ...")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Models also under torch.compile.")] = False,
+    prompt: Annotated[int, typer.Option(help="Tokens that a model reads.")] = 512,
+    steps: Annotated[int, typer.Option(help="Tokens that it then writes.")] = 32,
     quick: Annotated[bool, typer.Option("--quick", help="A small shape, few rounds: a minute.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the roofline here: a PNG, SVG or PDF a shape.")] = None,
@@ -205,16 +212,21 @@ def bench(
         bool, typer.Option("--realtime", help="Run at real-time priority (root): steadier on a busy machine.")
     ] = False,
 ) -> None:
-    """Time aoq's matmuls beside torch's bf16, every peer that is installed, and what this machine can do."""
-    from aoq.bench import command, measure
+    """Time aoq's matmuls, or models, beside bf16, every peer that is installed, and what this machine can do."""
+    from aoq.bench import command, measure, models
 
+    threads = threads or torch.get_num_threads()
+    model_names = command.check_models(model or (), random_model or ())
     settings = measure.Settings(
         command.parse_shapes("576x1536" if quick else shapes),
         command.parse_numbers("--m", "1,16" if quick else m),
         group_size,
-        threads or torch.get_num_threads(),
+        threads,
         3 if quick else rounds,
         0.02 if quick else seconds,
+    )
+    model_settings = models.ModelSettings(
+        model_names, 64 if quick else prompt, 8 if quick else steps, group_size, threads, settings.rounds, compile_
     )
     entries = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or ())
     chosen = command.chosen(entries, op or (), only or ())
@@ -222,7 +234,13 @@ def bench(
         command.check_plot(plot)
     if realtime:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))  # workers inherit it
-    report, interrupted = command.measure(settings, chosen)
+    report, interrupted = command.measure(
+        lambda progress: (
+            models.ModelMeasurement(model_settings, chosen, progress)
+            if model_names
+            else measure.Measurement(settings, chosen, progress)
+        )
+    )
     command.write(report, json_file, plot)
     command.show(report, interrupted)
     if interrupted:

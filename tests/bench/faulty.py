@@ -86,3 +86,11 @@ class Raises(_Int4):
     def weight(self, problem):
         print("noise on stdout")
         raise KeyError("nothing there")
+
+
+class ModelThatFails(_Int4):
+    name = "model that fails"
+    models = True
+
+    def quantize_model(self, model, selects, group_size):
+        raise ValueError("no such layer")

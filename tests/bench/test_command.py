@@ -84,6 +84,8 @@ main()
         (["--m", "1,x"], "--m: expected positive numbers such as 1,4,16, got '1,x'"),
         (["--op", "int5_mm"], "--op: expected one of int4_mm, int8_int4_mm, int8_mm, got int5_mm"),
         (["--only", "tensorflow"], "--only: expected part of one of aoq int4"),
+        (["--model", "/no/such/model"], "--model: /no/such/model has no config.json"),
+        (["--random-model", "gpt-9"], "--random-model: expected one of llama-3.2-1b"),
         (["--plot", "roofline.xyz"], "--plot: expected a file name that ends in .png"),
         (["--python", "torch"], "--python: expected PEER=PYTHON"),
         (["--python", "torch=/no/such/python"], "--python: expected PEER=PYTHON"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 
 from . import report as reporting
-from .measure import BASELINE, OPS, Entry, Measurement, Report, Settings
+from .measure import BASELINE, OPS, Entry, Progress, Report, Session
+from .models import SHAPES
 
 
 def chosen(entries: Sequence[Entry], ops: Sequence[str], names: Sequence[str]) -> list[Entry]:
@@ -51,6 +53,17 @@ def parse_numbers(option: str, text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def check_models(directories: Sequence[Path], random: Sequence[str]) -> list[str]:
+    """What `ModelSettings.models` takes. Raises OSError or ValueError, naming the option."""
+    for directory in directories:
+        if not (directory / "config.json").is_file():
+            raise FileNotFoundError(f"--model: {directory} has no config.json")
+    for name in random:
+        if name not in SHAPES:
+            raise ValueError(f"--random-model: expected one of {', '.join(SHAPES)}, got {name}")
+    return [*map(str, directories), *random]
+
+
 def parse_pythons(values: Sequence[str]) -> dict[str, str]:
     """["vllm=DIR/bin/python"] -> {"vllm": that interpreter}; a virtual environment's directory will do."""
     found = {}
@@ -63,12 +76,12 @@ def parse_pythons(values: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def measure(settings: Settings, entries: Sequence[Entry]) -> tuple[Report, bool]:
+def measure(make_session: Callable[[Progress], Session]) -> tuple[Report, bool]:
     """Measures with a progress bar; the report, and whether Ctrl-C cut it short."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     # Refreshed between turns only: a thread of our own would disturb what is being timed.
-    with Progress(
+    with ProgressBar(
         *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("", total=None)
@@ -76,11 +89,11 @@ def measure(settings: Settings, entries: Sequence[Entry]) -> tuple[Report, bool]
         def progress(text: str, done: int, steps: int) -> None:
             bar.update(task, description=text, completed=done, total=steps, refresh=True)
 
-        measurement = Measurement(settings, entries, progress)
+        session = make_session(progress)
         try:
-            return measurement.run(), False
+            return session.run(), False
         except KeyboardInterrupt:
-            return measurement.report, True
+            return session.report, True
 
 
 def check_plot(file: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
+
+Selects: TypeAlias = "Callable[[torch.nn.Module, str], bool]"
 
 
 class Problem:
@@ -101,6 +104,12 @@ class Contender:
 
     def multiply(self, x: Any, weight: Any) -> Any:
         """x @ w.T, quantizing x where that is part of it. This is what is timed."""
+        raise NotImplementedError
+
+    models: ClassVar[bool] = False  # whether `quantize_model` is there
+
+    def quantize_model(self, model: torch.nn.Module, selects: Selects, group_size: int) -> None:
+        """Quantizes in place those linears of a transformers model that `selects` selects, by module and name."""
         raise NotImplementedError
 
     def output(self, out: Any) -> Tensor:

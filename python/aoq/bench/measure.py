@@ -105,14 +105,13 @@ class Report:
 Progress = Callable[[str, int, int], None]  # what is going on; steps done, of all
 
 
-class Measurement:
-    """Measures `entries` as `settings` say. Whatever stops it, `report` holds what there is so far."""
+class Session:
+    """Workers that are measured in turns. Whatever stops it, `report` holds what there is so far."""
 
-    def __init__(self, settings: Settings, entries: Sequence[Entry], progress: Progress = lambda *_: None) -> None:
-        self.settings = settings
+    def __init__(self, report: Report, entries: Sequence[Entry], progress: Progress = lambda *_: None) -> None:
+        self.report = report
         self.entries = entries
         self.progress = progress
-        self.report = Report(machine.describe(settings.threads), dataclasses.asdict(settings))
         self.about: dict[str, Json] = {
             entry.name: {"name": entry.name, "op": entry.cls.op, "package": entry.cls.package, "ours": entry.ours}
             for entry in entries
@@ -123,40 +122,32 @@ class Measurement:
 
     def run(self) -> Report:
         """Raises RuntimeError if the machine's limits cannot be measured."""
-        settings = self.settings
-        cold = machine.cold_bytes()
-        common: Json = {"threads": settings.threads, "library": str(LIBRARY), "cold_bytes": cold}
-        self.steps = len(settings.shapes) * (1 + len(settings.m) * (1 + settings.rounds))
         try:
-            self.limits = Worker("limits", common)
-            self.workers["limits"] = self.limits
-            for entry in self.entries:
-                arguments = {**common, "file": str(entry.file), "contender": entry.cls.__name__}
-                environment = entry.cls.environment | ({"AOQ_ISA": entry.isa} if entry.isa else {})
-                self.workers[entry.name] = Worker("stand", arguments, entry.python, environment)
-            self.start()
-            for n, k in settings.shapes:
-                self.shape(n, k)
+            self.measure()
         finally:
             for worker in self.workers.values():
                 worker.close()
         return self.report
 
-    def start(self) -> None:
+    def measure(self) -> None:
+        raise NotImplementedError
+
+    def start(self, server: str, common: Json) -> None:
+        """A worker for each contender; they get ready at the same time."""
+        for entry in self.entries:
+            arguments = {**common, "file": str(entry.file), "contender": entry.cls.__name__}
+            environment = entry.cls.environment | ({"AOQ_ISA": entry.isa} if entry.isa else {})
+            self.workers[entry.name] = Worker(server, arguments, entry.python, environment)
         for entry in self.entries:
             self.step(f"starting {entry.name}", 0)
             self.about[entry.name] |= self.ask(entry.name, START_SECONDS)
-        try:
-            self.report.instructions = self.limits.ask(START_SECONDS)["instructions"]
-        except (Gone, KeyError) as error:
-            raise RuntimeError(f"the machine's limits could not be measured: {error}") from error
 
     def step(self, text: str, by: int = 1) -> None:
         self.progress(text, self.done, self.steps)
         self.done += by
 
     def ask(self, name: str, timeout: float, do: str | None = None, **command: Any) -> Json:
-        """A contender's answer; after anything but "ok" it is out of the run, unless it can only not do this."""
+        """A contender's answer. One that is not there, crashes or hangs is out of the run."""
         worker = self.workers[name]
         try:
             answer = worker.ask(timeout, do, **command)
@@ -166,6 +157,28 @@ class Measurement:
             self.workers.pop(name).close()
             self.about[name] |= answer
         return answer
+
+
+class Measurement(Session):
+    """Measures `entries`' matmuls as `settings` say."""
+
+    def __init__(self, settings: Settings, entries: Sequence[Entry], progress: Progress = lambda *_: None) -> None:
+        report = Report(machine.describe(settings.threads), dataclasses.asdict(settings))
+        super().__init__(report, entries, progress)
+        self.settings = settings
+
+    def measure(self) -> None:
+        settings = self.settings
+        common: Json = {"threads": settings.threads, "library": str(LIBRARY), "cold_bytes": machine.cold_bytes()}
+        self.steps = len(settings.shapes) * (1 + len(settings.m) * (1 + settings.rounds))
+        self.limits = self.workers["limits"] = Worker("limits", common)
+        self.start("stand", common)
+        try:
+            self.report.instructions = self.limits.ask(START_SECONDS)["instructions"]
+        except (Gone, KeyError) as error:
+            raise RuntimeError(f"the machine's limits could not be measured: {error}") from error
+        for n, k in settings.shapes:
+            self.shape(n, k)
 
     def shape(self, n: int, k: int) -> None:
         group_size = math.gcd(self.settings.group_size, k)

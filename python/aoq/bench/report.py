@@ -177,6 +177,58 @@ def _is(contender: Json, op: str) -> bool:
     return bool(contender["ours"] and contender["op"] == op)
 
 
+def model_tables(report: Json) -> Iterator[Table]:
+    """For each model, every contender's memory and tokens a second."""
+    for model in report["models"]:
+        how = f"{', random weights' if model['random'] else ''}{', compiled' if model['compiled'] else ''}"
+        title = f"{model['name']}{how}: {model['prompt']} tokens, then {model['steps']}"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("")
+        for heading in ("MB", "peak\nMB", "ms to the\nfirst token", "tokens/s\nreading", "against\nbf16"):
+            table.add_column(heading, justify="right")
+        for heading in ("tokens/s\nwriting", "against\nbf16"):
+            table.add_column(heading, justify="right")
+        for result in model["results"]:
+            speeds = model_figures(report, model, result)
+            if speeds is None:
+                table.add_row(result["contender"], *[""] * 2, Text(result["status"], "red"))
+                continue
+            table.add_row(
+                result["contender"],
+                f"{result['bytes'] / 1e6:.0f}",
+                f"{result['peak'] / 1e6:.0f}",
+                f"{speeds.first.median * 1e3:,.0f}",
+                f"{model['prompt'] / speeds.first.median:,.0f}",
+                times(speeds.first_vs_bf16),
+                f"{1 / speeds.next.median:.1f}",
+                times(speeds.next_vs_bf16),
+            )
+        yield table
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """Seconds to the first token and of each next one, and how many times faster than bf16."""
+
+    first: Spread
+    next: Spread
+    first_vs_bf16: Spread | None
+    next_vs_bf16: Spread | None
+
+
+def model_figures(report: Json, model: Json, result: Json) -> ModelFigures | None:
+    """Of one result of a model, or None if it has none."""
+    baselines = by_op(report, BASELINE)
+    first, next_ = (Spread.of([s for s in result[key] if s is not None]) for key in ("first", "next"))
+    if first is None or next_ is None:
+        return None
+    versus: dict[str, Spread | None] = {"first": None, "next": None}
+    for other in model["results"]:
+        if other["contender"] in baselines and other is not result:
+            versus = {key: paired(other[key], result[key]) for key in versus}
+    return ModelFigures(first, next_, versus["first"], versus["next"])
+
+
 def problems(report: Json) -> Iterator[str]:
     """What could not be measured, and why, in a line each."""
     for contender in report["contenders"]:
@@ -189,14 +241,19 @@ def problems(report: Json) -> Iterator[str]:
             if result["status"] != "ok" and result["contender"] not in seen:
                 where = troubles.setdefault((result["contender"], result["status"], result["why"]), {})
                 where.setdefault(f"{case['n']}x{case['k']}", []).append(str(case["m"]))
+    for model in report["models"]:
+        for result in model["results"]:
+            if result["status"] != "ok" and result["contender"] not in seen:
+                where = troubles.setdefault((result["contender"], result["status"], result["why"]), {})
+                where[model["name"] + ", compiled" * model["compiled"]] = []
     for (name, status, why), where in troubles.items():
-        places = "; ".join(f"{shape}, m = {', '.join(ms)}" for shape, ms in where.items())
+        places = "; ".join(place + f", m = {', '.join(ms)}" * bool(ms) for place, ms in where.items())
         yield f"{name}: {status}: {why} ({places})"
 
 
 def print_report(report: Json, console: Console) -> None:
     """All tables, then what was measured on what, and what was not measured."""
-    for table in tables(report):
+    for table in (*tables(report), *model_tables(report)):
         console.print(table)
     console.print(machine_line(report), highlight=False)
     if any(figure.noisy for case in report["cases"] for figure in figures(report, case).values()):

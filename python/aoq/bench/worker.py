@@ -5,6 +5,9 @@ It runs in any Python that has torch and the peer: the package is loaded by path
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import importlib.metadata
 import json
 import os
@@ -120,7 +123,95 @@ class Stand:
         return {"seconds": statistics.median(kept or taken), "calls": len(taken), "quiet": len(kept)}
 
 
-SERVERS: dict[str, Callable[..., Any]] = {"limits": Limits, "stand": Stand}
+class ModelStand:
+    """Serves a whole language model: `load` it, then `turn` after turn."""
+
+    def __init__(self, threads: int, file: str, contender: str) -> None:
+        torch.set_num_threads(threads)
+        self.contender = contenders_in(Path(file))[contender](threads)
+
+    def hello(self) -> Answer:
+        import transformers
+
+        version = importlib.metadata.version(self.contender.package)
+        return {"version": version, "torch": torch.__version__, "transformers": transformers.__version__}
+
+    def load(self, source: str, group_size: int, compiled: bool) -> Answer:
+        """Every linear but the head quantized; without weights in the directory, random ones."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        torch.manual_seed(0)
+        dtype: Any = torch.bfloat16
+        model: Any
+        if any(Path(source).glob("*.safetensors")):
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+        head = model.get_output_embeddings()
+        self.contender.quantize_model(
+            model, lambda module, name: isinstance(module, torch.nn.Linear) and module is not head, group_size
+        )
+        for param in model.parameters():
+            if not hasattr(param, "__tensor_flatten__"):
+                param.data = param.data.clone()  # or the whole file stays mapped, and counts as memory
+        self.model, self.compiled = model.eval(), compiled
+        self.forward = torch.compile(model, dynamic=False) if compiled else model
+        parts = [part for param in model.parameters() for part in _parts(param)]
+        nbytes = sum(part.nbytes for part in {part.data_ptr(): part for part in parts}.values())
+        _forget_peak_memory()
+        return {"bytes": nbytes, "parameters": sum(param.numel() for param in model.parameters())}
+
+    def turn(self, prompt: int, steps: int) -> Answer:
+        """Seconds to the first token after `prompt` tokens, and of each of the `steps` tokens after that."""
+        from transformers import DynamicCache, StaticCache
+
+        config = self.model.config
+        cache: Any = StaticCache(config, prompt + steps) if self.compiled else DynamicCache(config=config)
+        most = min(config.vocab_size, 30_000)
+        ids = torch.randint(most // 20, most, (1, prompt), generator=torch.Generator().manual_seed(0))
+        positions = torch.arange(prompt + steps)[None]
+
+        def next_token(ids: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+            at = positions[:, start : start + ids.shape[1]].clone()
+            out = self.forward(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return out.logits, out.logits[:, -1:].argmax(-1)
+
+        begun = time.perf_counter()
+        logits, token = next_token(ids, 0)
+        read = time.perf_counter()
+        for step in range(steps):
+            logits, token = next_token(token, prompt + step)
+        written = time.perf_counter()
+        if not bool(logits.isfinite().all()):
+            raise ValueError("the logits are not finite")
+        return {"first": read - begun, "next": (written - read) / steps, "peak": _peak_memory()}
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that it is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor.data]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
+
+
+def _forget_peak_memory() -> None:
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int:
+    """Bytes of this process in memory at most since `_forget_peak_memory`."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) * 1024
+
+
+SERVERS: dict[str, Callable[..., Any]] = {"limits": Limits, "stand": Stand, "model": ModelStand}
 
 
 def main(server: str, arguments: str) -> None:

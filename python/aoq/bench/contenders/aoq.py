@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..contender import Contender, Problem
+from ..contender import Contender, Problem, Selects
 
 
 class _Aoq(Contender):
     package = "aoq"
+    models = True
 
     def config(self, group_size: int) -> Any:
         raise NotImplementedError
@@ -31,6 +32,11 @@ class _Aoq(Contender):
 
     def multiply(self, x: Tensor, weight: Any) -> Tensor:
         return linear(x, weight)
+
+    def quantize_model(self, model: torch.nn.Module, selects: Selects, group_size: int) -> None:
+        import aoq
+
+        aoq.quantize_(model, self.config(group_size), selects, progress=False)
 
 
 class AoqInt4(_Aoq):

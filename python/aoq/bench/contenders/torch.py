@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..contender import Contender, Problem
+from ..contender import Contender, Problem, Selects
 
 
 class TorchBf16(Contender):
@@ -16,12 +16,16 @@ class TorchBf16(Contender):
     op = "bf16"
     package = "torch"
     w_rounded = False
+    models = True
 
     def weight(self, problem: Problem) -> tuple[Any, Tensor]:
         return problem.w, problem.w
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         return linear(x, weight)
+
+    def quantize_model(self, model: torch.nn.Module, selects: Selects, group_size: int) -> None:
+        pass
 
 
 class AtenInt4(Contender):

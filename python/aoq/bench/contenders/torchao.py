@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..contender import Contender, Problem
+from ..contender import Contender, Problem, Selects
 
 _INT4: Any = torch.int4  # type: ignore[attr-defined]
 
 
 class _Torchao(Contender):
     package = "torchao"
+    models = True
 
     def __init__(self, threads: int) -> None:
         import torchao.quantization
@@ -27,12 +28,15 @@ class _Torchao(Contender):
     def weight(self, problem: Problem) -> tuple[Any, Tensor]:
         module = torch.nn.Linear(problem.k, problem.n, bias=False, dtype=torch.bfloat16)
         module.weight = torch.nn.Parameter(problem.w, requires_grad=False)
-        try:
-            self.configs.quantize_(module, self.config(problem.group_size))
-        except (ImportError, AssertionError) as error:
-            raise NotImplementedError(str(error)) from error
+        self.quantize_model(module, lambda module, name: True, problem.group_size)
         weight = module.weight.detach()
         return weight, self.exact(weight)
+
+    def quantize_model(self, model: torch.nn.Module, selects: Selects, group_size: int) -> None:
+        try:
+            self.configs.quantize_(model, self.config(group_size), selects)
+        except (ImportError, AssertionError) as error:
+            raise NotImplementedError(str(error)) from error
 
     def exact(self, weight: Any) -> Tensor:
         groups = weight.qdata.float().unflatten(1, (-1, weight.qdata.shape[1] // weight.scale.shape[1]))
