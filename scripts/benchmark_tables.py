@@ -1,0 +1,194 @@
+"""README's benchmark tables and docs/benchmarks/README.md, from the JSON of `make bench`. Run it to update them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aoq.bench.report import (
+    Spread,
+    by_op,
+    figures,
+    limit,
+    milliseconds,
+    model_figures,
+    ops,
+    problems,
+    shapes,
+    times,
+)
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "benchmarks"
+BEGIN, END = "<!-- benchmarks: scripts/benchmark_tables.py -->\n", "<!-- end of benchmarks -->\n"
+KINDS = {"int4_mm": "int4, x as given", "int8_int4_mm": "int4, x to int8", "int8_mm": "int8, x to int8"}
+
+INTRODUCTION = """# Benchmarks
+
+`make bench` writes this page, its pictures, and the JSON that both are made of: every round of every contender.
+
+Contenders run in processes of their own and take turns, round after round. A call counts if a loop of a few
+microseconds just before and just after it took no longer than usual on every thread. Each call reads another copy of
+the weight, more of them than caches hold. Ratios are medians over paired rounds, with quartiles. The limit is the time
+to read the weight once or to multiply at the instruction's full rate, whichever is longer, measured in the same rounds.
+What a contender returns is checked first, against fp64, with what its roundings allow.
+"""
+
+Json = dict[str, Any]
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in lines)
+
+
+def cases_of(report: Json, n: int, k: int) -> list[Json]:
+    return [case for case in report["cases"] if (case["n"], case["k"]) == (n, k)]
+
+
+def main_table(report: Json) -> str:
+    """Every contender at the first shape: ms, and how many times faster than bf16; each op's fastest in bold."""
+    n, k, group_size = shapes(report)[0]
+    cases = cases_of(report, n, k)
+    found = [figures(report, case) for case in cases]
+    rows = []
+    for op in (*ops(report), "bf16"):
+        names = [name for name in by_op(report, op) if any(name in figure for figure in found)]
+        for name in names:
+            cells = []
+            for figure in found:
+                if name not in figure:
+                    cells.append("")
+                    continue
+                text = milliseconds(figure[name].seconds.median)
+                fastest = min(figure[other].seconds.median for other in names if other in figure)
+                if len(names) > 1 and figure[name].seconds.median == fastest:
+                    text = f"**{text}**"
+                versus = figure[name].vs_bf16
+                cells.append(text if versus is None else f"{text} ({factor(versus.median)})")
+            ours = name in [contender["name"] for contender in report["contenders"] if contender["ours"]]
+            rows.append([KINDS.get(op, "bf16"), f"**{name}**" if ours else name, *cells])
+    for i in range(len(rows) - 1, 0, -1):  # a kind is named once
+        if rows[i][0] == rows[i - 1][0]:
+            rows[i][0] = ""
+    heading = [f"{n}x{k}, group {group_size}; ms", "", *(f"M={case['m']}" for case in cases)]
+    return markdown(heading, rows)
+
+
+def factor(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio < 0.95 else f"{ratio:.1f}x"
+
+
+def peers_table(report: Json) -> str:
+    """For each op and m, aoq beside the best peer: the least and the most over all shapes."""
+    ms = list(dict.fromkeys(case["m"] for case in report["cases"]))
+    rows = []
+    for op in ops(report):
+        ours = by_op(report, op)[0]
+        cells = []
+        for m in ms:
+            found = [figures(report, case).get(ours) for case in report["cases"] if case["m"] == m]
+            ratios = [figure.vs_peer.median for figure in found if figure is not None and figure.vs_peer is not None]
+            cells.append(f"{min(ratios):.2f}-{max(ratios):.2f}x" if ratios else "")
+        rows.append([f"`{op}`", *cells])
+    names = ", ".join(f"{n}x{k}" for n, k, _ in shapes(report))
+    return f"Beside the best peer of the same kind, from the worst to the best of {names}:\n\n" + markdown(
+        ["", *(f"M={m}" for m in ms)], rows
+    )
+
+
+def models_table(report: Json) -> str:
+    """Whole models: memory and tokens a second."""
+    rows = []
+    for model in report["models"]:
+        for result in model["results"]:
+            found = model_figures(report, model, result)
+            if found is None:
+                continue
+            prefill = f"{model['prompt'] / found.first.median:,.0f}" + brackets(found.first_vs_bf16)
+            decode = f"{1 / found.next.median:.1f}" + brackets(found.next_vs_bf16)
+            name = model["name"] + ", random" * model["random"] + ", compiled" * model["compiled"]
+            first = result is model["results"][0]
+            rows.append([name if first else "", result["contender"], f"{result['bytes'] / 1e6:,.0f}", prefill, decode])
+    model = report["models"][0]
+    heading = ["", f"g{model['group_size']}", "MB", f"reading {model['prompt']} tokens, tokens/s", "writing, tokens/s"]
+    return markdown(heading, rows)
+
+
+def brackets(ratio: Spread | None) -> str:
+    return f" ({factor(ratio.median)})" if ratio is not None else ""
+
+
+def conditions(report: Json) -> str:
+    """What it was measured on, and with."""
+    about = report["machine"]
+    caches = ", ".join(f"{name} {size / 1024:,.0f} KB" for name, size in about["caches"].items())
+    versions = {c["package"]: c["version"] for c in report["contenders"] if "version" in c and not c["ours"]}
+    peers = ", ".join(f"{package} {version}" for package, version in versions.items())
+    priority = "" if about["scheduling"] == "normal" else f" at {about['scheduling']} priority"
+    return (
+        f"{about['cpu']} ({', '.join(about['aoq']['isas'][:-1])}; {caches}), {about['threads']} threads{priority}, "
+        f"{report['measured'][:10]}; {peers}."
+    )
+
+
+def readme_part(report: Json, models: Json) -> str:
+    return (
+        f"{main_table(report)}\nThrough `F.linear` on bf16 x, cold weights; in brackets the speed-up over bf16. "
+        f"{conditions(report)}\n\n{peers_table(report)}\n{models_table(models)}\n"
+        "`make bench` measures all this anew and writes these tables; "
+        "[docs/benchmarks](docs/benchmarks/README.md) has every shape, the spreads and the rooflines.\n"
+    )
+
+
+def page(report: Json, models: Json) -> str:
+    """Everything, for docs/benchmarks."""
+    text = f"{INTRODUCTION}\n{conditions(report)}\n"
+    for n, k, group_size in shapes(report):
+        picture = FOLDER / (f"cpu-{n}x{k}.png" if len(shapes(report)) > 1 else "cpu.png")
+        text += f"\n## {n}x{k}, group {group_size}\n\n![roofline]({picture.name})\n"
+        cases = cases_of(report, n, k)
+        for op in ops(report):
+            found = [figures(report, case) for case in cases]
+            names = [
+                name for name in (*by_op(report, op), *by_op(report, "bf16")) if any(name in each for each in found)
+            ]
+            rows = []
+            for case, each in zip(cases, found, strict=True):
+                cells = [milliseconds(each[name].seconds.median) if name in each else "" for name in names]
+                least = Spread.of(limit(report, op, case))
+                ours = each.get(by_op(report, op)[0])
+                versus = ["", "", "", ""]
+                if ours is not None and ours.of_limit is not None:
+                    versus = [
+                        f"{ours.of_limit.median:.0%}",
+                        times(ours.vs_peer),
+                        ours.peer or "",
+                        times(ours.vs_bf16),
+                    ]
+                rows.append([str(case["m"]), *cells, milliseconds(least.median) if least else "", *versus])
+            heading = [f"`{op}`, ms; M", *names, "limit", "of limit", "against best peer", "best peer", "against bf16"]
+            text += "\n" + markdown(heading, rows)
+    text += "\n## Whole models\n\n" + models_table(models)
+    missing = [*problems(report), *problems(models)]
+    return text + ("\n## Not measured\n\n" + "".join(f"- {line}\n" for line in missing) if missing else "")
+
+
+def updated(readme: str, report: Json, models: Json) -> str:
+    """README with the part between the markers made anew. Raises ValueError without the markers."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + readme_part(report, models) + END + rest.split(END)[1]
+
+
+def stored() -> tuple[Json, Json]:
+    """The figures under docs/benchmarks: of matmuls, of models."""
+    report, models = (json.loads((FOLDER / name).read_text()) for name in ("cpu.json", "models.json"))
+    return report, models
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(updated(readme.read_text(), *stored()))
+    (FOLDER / "README.md").write_text(page(*stored()))
