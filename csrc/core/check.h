@@ -66,8 +66,13 @@ inline void check_uint8(const Tensor& tensor, const char* op, const char* operan
              dtype_name(tensor.scalar_type()));
 }
 
-inline void check_cpu(const Tensor& tensor, const char* op, const char* operand) {
-  check_value(tensor.is_cpu(), op, operand, "expected a CPU tensor like the others, got one on another device");
+inline std::string device_name(const Tensor& tensor) {
+  return tensor.is_cpu() ? "cpu" : (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
+}
+
+inline void check_same_device(const Tensor& tensor, const Tensor& x, const char* op, const char* operand) {
+  check_value(device_name(tensor) == device_name(x), op, operand, "expected the device of x, ", device_name(x),
+              ", got ", device_name(tensor));
 }
 
 inline void check_shape(const Tensor& tensor, std::initializer_list<int64_t> wanted, const char* op,

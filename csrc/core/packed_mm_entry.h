@@ -19,9 +19,11 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Calls `kernel()` for the kernel to run, unless x has no rows. `group` 0 means all of k; `unit_k` is a unit's columns.
+// Calls `kernel()` for the kernel to run, unless x has no rows. `group` 0 means all of k; `unit_k` is a unit's columns,
+// `unit_bytes` its bytes.
 template <class Select>
-Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t group, int64_t unit_k, Select kernel) {
+Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t group, int64_t unit_k, Select kernel,
+                 int64_t unit_bytes = kUnitBytes) {
   PackedMm args{};
   const Tensor& x = t.x;
   check_value(x.dim() >= 1, op, "x", "expected shape [..., k], got a scalar");
@@ -34,10 +36,10 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t gro
   args.scale_dtype = float_dtype(t.scale.scalar_type(), op, "scale");
   check_uint8(t.packed, op, "packed");
   const int64_t blocks = ceil_div(n, kUnitN), groups = ceil_div(args.k, args.group);
-  check_shape(t.packed, {blocks, ceil_div(args.k, unit_k), kUnitBytes}, op, "packed");
+  check_shape(t.packed, {blocks, ceil_div(args.k, unit_k), unit_bytes}, op, "packed");
   check_shape(t.scale, {blocks, groups, kUnitN}, op, "scale");
-  check_cpu(t.packed, op, "packed");
-  check_cpu(t.scale, op, "scale");
+  check_same_device(t.packed, x, op, "packed");
+  check_same_device(t.scale, x, op, "scale");
   const Tensor packed = as_contiguous(t.packed), scale = as_contiguous(t.scale);
   args.packed = static_cast<const uint8_t*>(packed.const_data_ptr());
   args.scale = scale.const_data_ptr();
@@ -47,7 +49,7 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t gro
     check_type(t.zero_point->scalar_type() == t.scale.scalar_type(), op, "zero_point", "expected scale's dtype ",
                dtype_name(t.scale.scalar_type()), ", got ", dtype_name(t.zero_point->scalar_type()));
     check_shape(*t.zero_point, {blocks, groups, kUnitN}, op, "zero_point");
-    check_cpu(*t.zero_point, op, "zero_point");
+    check_same_device(*t.zero_point, x, op, "zero_point");
     zero_point = as_contiguous(*t.zero_point);
     args.zero_point = zero_point.const_data_ptr();
   }
@@ -55,7 +57,7 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t gro
     check_type(t.w_sum->scalar_type() == ScalarType::Float, op, "w_sum", "expected float32, got ",
                dtype_name(t.w_sum->scalar_type()));
     check_shape(*t.w_sum, {n}, op, "w_sum");
-    check_cpu(*t.w_sum, op, "w_sum");
+    check_same_device(*t.w_sum, x, op, "w_sum");
     w_sum = as_contiguous(*t.w_sum);
     args.w_sum = static_cast<const float*>(w_sum.const_data_ptr());
     args.x_asymmetric = true;
@@ -63,7 +65,7 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t gro
   if (t.bias) {
     args.bias_dtype = float_dtype(t.bias->scalar_type(), op, "bias");
     check_shape(*t.bias, {n}, op, "bias");
-    check_cpu(*t.bias, op, "bias");
+    check_same_device(*t.bias, x, op, "bias");
     bias = as_contiguous(*t.bias);
     args.bias = bias.const_data_ptr();
   }

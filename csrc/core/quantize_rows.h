@@ -6,11 +6,12 @@
 //             v = h / sqrt(mean of h^2 + eps) * weight
 //   silu_mul  v = x / (1 + exp(-x)) * up
 //
-//   int8         core/quantize_row.h says how
+//   int8         core/int8_code.h says how
 //   e4m3, e5m2   scale = max(clamp(absmax, lb, ub), 1e-12) / the largest code;  code = clamp(v / scale), half to even
 #pragma once
 #include <cstdint>
 
+#include "core/cuda.h"
 #include "core/dtype.h"
 
 namespace aoq {
@@ -43,9 +44,12 @@ struct QuantizeRows {
   bool permute;       // each 16 codes of a row in the order of quantized_k below, padded with zeros
   float* group_sum;   // [m][ceil(k / sum_group)], the exact sums of codes, rounded once; or null
   int64_t sum_group;
+
+  float* workspace;  // CUDA, per tensor: kPartialRanges floats
 };
 
 using QuantizeRowsKernel = void (*)(const QuantizeRows&);
+using QuantizeRowsCudaKernel = void (*)(const QuantizeRows&, CudaStream);
 
 namespace {  // a copy in each file: ISA files are sealed
 
@@ -56,6 +60,8 @@ constexpr int quantized_k(int p) { return 2 * (p / 4) + p % 4 / 2 + 8 * (p % 2);
 // Sums of squares have one order on every device. Square i is added to partial sum i % kPartialSums, in order; then the
 // eight partial sums of each thread of a CUDA block are folded, then its 32 threads', then its warps.
 constexpr int kSumsOfThread = 8, kSumThreads = 256, kPartialSums = kSumsOfThread * kSumThreads;
+
+constexpr int kPartialRanges = 1024;
 
 }  // namespace
 }  // namespace aoq

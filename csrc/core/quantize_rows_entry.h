@@ -30,12 +30,6 @@ inline bool is_asymmetric(const std::string& mapping, Codes codes, const char* o
   return mapping == "asymmetric";
 }
 
-inline void check_device_of_x(const Tensor& tensor, const Tensor& x, const char* op, const char* operand) {
-  check_value(tensor.is_cpu() == x.is_cpu() && tensor.is_cuda() == x.is_cuda() &&
-                  (x.is_cpu() || tensor.get_device_index() == x.get_device_index()),
-              op, operand, "expected a tensor on the device of the first operand, got one on another device");
-}
-
 // Fills in what every op has and owns what the kernel reads and writes.
 class QuantizeRowsCall {
  public:
@@ -57,14 +51,14 @@ class QuantizeRowsCall {
     bool same = other.dim() == x_.dim();
     for (int64_t i = 0; same && i < x_.dim(); ++i) same = other.size(i) == x_.size(i);
     check_value(same, op_, name, "expected the first operand's shape ", shape(x_), ", got ", shape(other));
-    check_device_of_x(other, x_, op_, name);
+    check_same_device(other, x_, op_, name);
     args.other = rows_of(other, args.other_stride, kept_other_);
   }
 
   void set_weight(const Tensor& weight) {
     args.weight_dtype = float_dtype(weight.scalar_type(), op_, "weight");
     check_shape(weight, {args.k}, op_, "weight");
-    check_device_of_x(weight, x_, op_, "weight");
+    check_same_device(weight, x_, op_, "weight");
     kept_weight_ = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
     args.weight = kept_weight_.const_data_ptr();
   }
@@ -84,6 +78,10 @@ class QuantizeRowsCall {
     args.qdata = static_cast<uint8_t*>(qdata.mutable_data_ptr());
     args.scale = scale.mutable_data_ptr();
     args.zero_point = zero_point.mutable_data_ptr();
+    if (per_tensor && x_.is_cuda()) {
+      workspace_ = torch::stable::new_empty(x_, {kPartialRanges}, ScalarType::Float);
+      args.workspace = static_cast<float*>(workspace_.mutable_data_ptr());
+    }
   }
 
   // sum_group 0: no sums.
@@ -121,7 +119,7 @@ class QuantizeRowsCall {
 
   const char* op_;
   const Tensor& x_;
-  Tensor kept_x_, kept_other_, kept_weight_;
+  Tensor kept_x_, kept_other_, kept_weight_, workspace_;
 };
 
 }  // namespace aoq

@@ -1,4 +1,4 @@
-// x is quantized to int8 per row (core/quantize_row.h): x[m, k] ~ (q[m, k] - x_zero[m]) * x_scale[m]. Then
+// x is quantized to int8 per row (core/int8_code.h): x[m, k] ~ (q[m, k] - x_zero[m]) * x_scale[m]. Then
 //
 //   out[m, n] = x_scale[m] * (sum over groups g of scale[n, g] * (sum over k in g of q[m, k] * (code[n, k] -
 //   zero_point[n, g]))

@@ -1,4 +1,4 @@
-// x is quantized to int8 per row (core/quantize_row.h): x[m, k] ~ (q[m, k] - x_zero[m]) * x_scale[m]. Then
+// x is quantized to int8 per row (core/int8_code.h): x[m, k] ~ (q[m, k] - x_zero[m]) * x_scale[m]. Then
 //
 //   out[m, n] = x_scale[m] * (scale[n] * (sum over k of q[m, k] * w_code[n, k]) - x_zero[m] * w_sum[n]) + bias[n]
 //

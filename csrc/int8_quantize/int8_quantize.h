@@ -1,4 +1,4 @@
-// Each row of x to int8 codes, its scale and its zero point: core/quantize_row.h says how.
+// Each row of x to int8 codes, its scale and its zero point: core/int8_code.h says how.
 #pragma once
 #include "core/quantize_rows.h"
 
@@ -6,6 +6,10 @@ namespace aoq {
 
 #define AOQ_KERNEL(isa, function) void function(const QuantizeRows&);
 #include "int8_quantize/kernels.inc"
+#undef AOQ_KERNEL
+
+#define AOQ_KERNEL(sm, function) void function(const QuantizeRows&, CudaStream);
+#include "int8_quantize/kernels_cuda.inc"
 #undef AOQ_KERNEL
 
 }  // namespace aoq

@@ -8,4 +8,8 @@ namespace aoq {
 #include "rmsnorm_quantize/kernels.inc"
 #undef AOQ_KERNEL
 
+#define AOQ_KERNEL(sm, function) void function(const QuantizeRows&, CudaStream);
+#include "rmsnorm_quantize/kernels_cuda.inc"
+#undef AOQ_KERNEL
+
 }  // namespace aoq

@@ -30,5 +30,36 @@ class Int4Quantize(Args):
     )
 
 
+class QuantizeRows(Args):
+    _fields_ = (
+        *(("m", I64), ("k", I64), ("source", ctypes.c_int8), ("x", POINTER), ("x_dtype", ctypes.c_int8)),
+        *(("x_stride", I64), ("other", POINTER), ("other_stride", I64), ("weight", POINTER)),
+        *(("weight_dtype", ctypes.c_int8), ("eps", ctypes.c_float), ("residual_out", POINTER)),
+        *(("codes", ctypes.c_int8), ("asymmetric", ctypes.c_bool), ("per_tensor", ctypes.c_bool)),
+        *(("lb", ctypes.c_float), ("ub", ctypes.c_float), ("qdata", POINTER), ("scale", POINTER)),
+        *(("zero_point", POINTER), ("scale_dtype", ctypes.c_int8), ("permute", ctypes.c_bool)),
+        *(("group_sum", POINTER), ("sum_group", I64), ("workspace", POINTER)),
+    )
+
+
+class PackedMm(Args):
+    _fields_ = (
+        *((name, I64) for name in ("m", "n", "k", "group")),
+        *(("x", POINTER), ("x_dtype", ctypes.c_int8), ("x_stride", I64), ("packed", POINTER), ("scale", POINTER)),
+        *(("zero_point", POINTER), ("scale_dtype", ctypes.c_int8), ("bias", POINTER), ("bias_dtype", ctypes.c_int8)),
+        *(("out", POINTER), ("x_asymmetric", ctypes.c_bool), ("w_sum", POINTER)),
+    )
+
+
+class Plan(Args):
+    _fields_ = (*((name, ctypes.c_int) for name in ("tokens", "log_warps_k", "log_split")), ("chunk", I64))
+
+
+class Int4MmCuda(Args):
+    _fields_ = (("mm", PackedMm), ("plan", Plan), ("workspace", POINTER))
+
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CODES = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.float8_e5m2: 2}
+SOURCES = {"given": 0, "rmsnorm": 1, "silu_mul": 2}
 MAPPINGS = {"symmetric": 0, "asymmetric": 1, "hqq": 2}

@@ -1,6 +1,8 @@
 // CUDA's threads on the CPU, for tests. A .cu file that is compiled as plain C++ with this header before CUDA's runs
 // its kernels here: blocks one after the other, the threads of a block as fibers that take turns at shuffles and
-// barriers. No launch syntax (kernels are launched with cudaLaunchKernelEx), no clusters, no instructions in assembler.
+// barriers; the blocks of a cluster side by side. No launch syntax (kernels are launched with cudaLaunchKernelEx), no
+// instructions in assembler (core/ptx.cuh is replaced too), and shared memory in a cluster only from
+// ptx::shared_memory.
 #pragma once
 #include <ucontext.h>
 
@@ -28,7 +30,25 @@ constexpr int warpSize = 32;
 
 using cudaStream_t = struct CUstream_st*;
 enum cudaError_t { cudaSuccess };
-struct cudaLaunchAttribute {};
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeNone,
+  cudaLaunchAttributeClusterDimension,
+  cudaLaunchAttributeProgrammaticStreamSerialization
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
@@ -56,53 +76,73 @@ struct Meeting {
 struct Block {
   std::vector<Fiber> fibers;
   std::vector<Meeting> meetings;  // [warp][lowest lane of the mask]: a thread is in one at a time
+  std::vector<char> shared;
+  dim3 index;
   unsigned waiting = 0, barriers = 0;
+};
+
+struct Cluster {
+  std::vector<Block> blocks;
   std::function<void()> body;
   ucontext_t scheduler;
-  unsigned current = 0;
+  unsigned waiting = 0, barriers = 0;
   bool progress = false;
 };
+inline Cluster* cluster;
 inline Block* block;
+inline Fiber* fiber;
 
-inline void yield() { swapcontext(&block->fibers[block->current].context, &block->scheduler); }
+inline void yield() { swapcontext(&fiber->context, &cluster->scheduler); }
 
 inline void enter() {
-  block->body();
-  block->fibers[block->current].done = block->progress = true;
+  cluster->body();
+  fiber->done = cluster->progress = true;
 }
 
-inline void run_block(unsigned threads) {
-  for (unsigned i = 0; i < threads; ++i) {
-    Fiber& fiber = block->fibers[i];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = &block->scheduler;
-    fiber.done = false;
-    makecontext(&fiber.context, enter, 0);
-  }
-  for (unsigned live = threads; live > 0;) {
-    live = 0;
-    block->progress = false;
-    for (block->current = 0; block->current < threads; ++block->current) {
-      Fiber& fiber = block->fibers[block->current];
-      if (fiber.done) continue;
-      ++live;
-      threadIdx = dim3(block->current, 0, 0);
-      swapcontext(&block->scheduler, &fiber.context);
+inline void run_cluster() {
+  for (Block& one : cluster->blocks)
+    for (Fiber& thread : one.fibers) {
+      getcontext(&thread.context);
+      thread.context.uc_stack.ss_sp = thread.stack.data();
+      thread.context.uc_stack.ss_size = kStackBytes;
+      thread.context.uc_link = &cluster->scheduler;
+      thread.done = false;
+      makecontext(&thread.context, enter, 0);
     }
-    if (live && !block->progress) throw std::runtime_error("threads wait for each other forever");
+  for (bool live = true; live;) {
+    live = cluster->progress = false;
+    for (Block& one : cluster->blocks)
+      for (unsigned i = 0; i < one.fibers.size(); ++i) {
+        fiber = &one.fibers[i];
+        if (fiber->done) continue;
+        live = true;
+        block = &one;
+        blockIdx = one.index;
+        threadIdx = dim3(i, 0, 0);
+        swapcontext(&cluster->scheduler, &fiber->context);
+      }
+    if (live && !cluster->progress) throw std::runtime_error("threads wait for each other forever");
   }
 }
 
 inline void barrier() {
   const unsigned before = block->barriers;
-  block->progress = true;
+  cluster->progress = true;
   if (++block->waiting == blockDim.x) {
     block->waiting = 0;
     ++block->barriers;
   }
   while (block->barriers == before) yield();
+}
+
+inline void cluster_barrier() {
+  const unsigned before = cluster->barriers;
+  cluster->progress = true;
+  if (++cluster->waiting == blockDim.x * cluster->blocks.size()) {
+    cluster->waiting = 0;
+    ++cluster->barriers;
+  }
+  while (cluster->barriers == before) yield();
 }
 
 // Every thread of the mask gives a value and gets those of all.
@@ -113,11 +153,11 @@ inline void meet(unsigned mask, uint64_t value, uint64_t (&all)[warpSize]) {
   while (meeting.left) yield();  // the last meeting here is not over
   meeting.value[lane] = value;
   meeting.arrived |= bit;
-  block->progress = true;
+  cluster->progress = true;
   while (meeting.arrived != mask) yield();
   std::memcpy(all, meeting.value, sizeof(all));
   meeting.left |= bit;
-  block->progress = true;
+  cluster->progress = true;
   if (meeting.left == mask) meeting.arrived = meeting.left = 0;
 }
 
@@ -138,17 +178,28 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Arguments... arguments) {
   gridDim = config->gridDim;
   blockDim = config->blockDim;
+  unsigned blocks = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) blocks = config->attrs[i].val.clusterDim.x;
+  if (gridDim.x % blocks) throw std::runtime_error("a grid that is not whole clusters");
   const unsigned threads = blockDim.x;
-  simt::Block block;
-  block.fibers.resize(threads);
-  block.meetings.resize((threads + warpSize - 1) / warpSize * warpSize);
-  block.body = [&] { kernel(arguments...); };
-  simt::block = &block;
+  simt::Cluster cluster;
+  cluster.blocks.resize(blocks);
+  for (simt::Block& block : cluster.blocks) {
+    block.fibers.resize(threads);
+    block.meetings.resize((threads + warpSize - 1) / warpSize * warpSize);
+    block.shared.resize(config->dynamicSmemBytes);
+  }
+  cluster.body = [&] { kernel(arguments...); };
+  simt::cluster = &cluster;
   for (unsigned z = 0; z < gridDim.z; ++z)
     for (unsigned y = 0; y < gridDim.y; ++y)
-      for (unsigned x = 0; x < gridDim.x; ++x) {
-        blockIdx = dim3(x, y, z);
-        simt::run_block(threads);
+      for (unsigned x = 0; x < gridDim.x; x += blocks) {
+        for (unsigned i = 0; i < blocks; ++i) {
+          cluster.blocks[i].index = dim3(x + i, y, z);
+          cluster.blocks[i].shared.assign(config->dynamicSmemBytes, static_cast<char>(0xff));  // NaN, if it is read
+        }
+        simt::run_cluster();
       }
   return cudaSuccess;
 }

@@ -1,0 +1,21 @@
+// int4_mm.h's formula on CUDA; packed as core/int4_cuda.h says.
+#pragma once
+#include "core/cuda.h"
+#include "core/packed_mm.h"
+#include "int4_mm/int4_mm_plan.h"
+
+namespace aoq {
+
+struct Int4MmCuda {
+  PackedMm mm;
+  int4_skinny::Plan plan;
+  float* workspace;  // int4_skinny::workspace_floats of them
+};
+
+using Int4MmCudaKernel = void (*)(const Int4MmCuda&, CudaStream);
+
+#define AOQ_KERNEL(sm, function) void function(const Int4MmCuda&, CudaStream);
+#include "int4_mm/kernels_cuda.inc"
+#undef AOQ_KERNEL
+
+}  // namespace aoq

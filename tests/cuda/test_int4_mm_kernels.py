@@ -1,0 +1,129 @@
+"""The CUDA kernels of int4_mm, thread by thread, against fp64: every plan, dtype, group and ragged edge."""
+
+import math
+
+import pytest
+import torch
+from kernel_args import DTYPES, Int4MmCuda, PackedMm, Plan
+
+from aoq.ops import int4_dequantize, int4_pack_reference, int4_quantize, tile_scale
+
+CUDA = torch.device("cuda")
+KERNELS = ("int4_mm_sm80", "int4_mm_sm90a")
+
+
+class Weight:
+    def __init__(self, n, k, group, mapping, scale_dtype):
+        generator = torch.Generator().manual_seed(n + k)
+        w = torch.randn(n, k, generator=generator) * torch.rand(n, 1, generator=generator).exp()
+        qdata, scale, zero = int4_quantize(w, group, mapping, scale_dtype)
+        self.n, self.k, self.group = n, k, group
+        self.packed, self.scale = int4_pack_reference(qdata, k, CUDA), tile_scale(scale)
+        self.zero_point = None if mapping == "symmetric" else tile_scale(zero)
+        self.exact = int4_dequantize(qdata, scale.double(), zero.double(), group, k, torch.float64)
+        self.addends = 15 * scale.double().repeat_interleave(min(group, k), 1)[:, :k] + self.exact.abs()
+
+
+def run(simt_kernel, kernel, x, weight, bias=None, log_warps_k=0, log_split=0, tokens=None, chunk=4096):
+    """out of the kernel under the plan given, every byte of its memory poisoned first."""
+    (m, k), n = x.shape, weight.n
+    if tokens is None:
+        odd_group = weight.group < k and weight.group % 32
+        tokens = 16 if odd_group else 8 if m <= 8 else 16 if m <= 16 else 32
+    slabs = (1 if kernel.endswith("sm90a") else 1 << log_split) * (3 if x.dtype == torch.float32 else 1)
+    workspace = torch.full((slabs * m * n + 4 + 2 * m * k,), math.nan)
+    out = torch.full((m, n), math.nan, dtype=x.dtype)
+    mm = PackedMm(
+        **dict(m=m, n=n, k=k, group=weight.group, x=x, x_dtype=DTYPES[x.dtype], x_stride=x.stride(0)),
+        **dict(packed=weight.packed, scale=weight.scale, zero_point=weight.zero_point),
+        **dict(
+            scale_dtype=DTYPES[weight.scale.dtype], bias=bias, bias_dtype=DTYPES[bias.dtype] if bias is not None else 0
+        ),
+        out=out,
+    )
+    plan = Plan(tokens=tokens, log_warps_k=log_warps_k, log_split=log_split, chunk=chunk)
+    simt_kernel(kernel, Int4MmCuda)(mm=mm, plan=plan, workspace=workspace)
+    return out
+
+
+def check(out, x, weight, bias=None):
+    """Sums of k fp32 addends, each rounded, then one rounding to out's dtype."""
+    expected = x.double() @ weight.exact.t()
+    rounding = (4 * math.sqrt(weight.k) + 16) * 2.0**-24 * (x.double().abs() @ weight.addends.t())
+    if bias is not None:
+        expected = expected + bias.double()
+        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
+    info = torch.finfo(out.dtype)
+    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
+    assert (((out.double() - expected).abs() / allowed) <= 1).all()
+
+
+CASES = [  # n, k, group, mapping, scale dtype, x dtype, m, plan
+    (128, 256, 128, "symmetric", torch.bfloat16, torch.bfloat16, 1, {}),
+    (128, 512, 128, "asymmetric", torch.bfloat16, torch.bfloat16, 8, dict(log_warps_k=2)),
+    (70, 640, 128, "hqq", torch.float16, torch.float16, 3, dict(log_warps_k=1, log_split=1)),
+    (520, 256, 64, "asymmetric", torch.float32, torch.float16, 2, dict(log_warps_k=0, log_split=1)),
+    (33, 576, 64, "symmetric", torch.float16, torch.bfloat16, 17, dict(log_warps_k=3)),
+    (48, 384, 32, "asymmetric", torch.bfloat16, torch.bfloat16, 11, dict(log_warps_k=1)),
+    (17, 300, 32, "symmetric", torch.bfloat16, torch.float16, 33, dict(log_warps_k=2, log_split=1)),
+    (40, 200, 8, "asymmetric", torch.float32, torch.bfloat16, 4, dict(log_warps_k=1, log_split=1)),
+    (24, 130, 24, "hqq", torch.bfloat16, torch.float16, 18, dict(log_warps_k=3)),
+    (16, 96, 48, "symmetric", torch.float32, torch.bfloat16, 1, {}),
+    (5, 7, 7, "asymmetric", torch.bfloat16, torch.bfloat16, 2, {}),
+    (1, 1, 1, "symmetric", torch.float32, torch.float16, 1, {}),
+    (31, 130, 4096, "asymmetric", torch.bfloat16, torch.bfloat16, 9, dict(log_split=1)),
+    (20, 1100, 1100, "asymmetric", torch.float32, torch.bfloat16, 5, dict(log_warps_k=1, log_split=3)),
+    (64, 1152, 128, "asymmetric", torch.bfloat16, torch.bfloat16, 20, dict(log_warps_k=1, chunk=256)),
+    (64, 1000, 64, "symmetric", torch.bfloat16, torch.float16, 1, dict(log_warps_k=0, log_split=1, chunk=128)),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_fp64(simt_kernel, kernel, case):
+    *weight, x_dtype, m, plan = case
+    weight = Weight(*weight)
+    x = torch.randn(m, weight.k).to(x_dtype)
+    bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
+    check(run(simt_kernel, kernel, x, weight, bias, **plan), x, weight, bias)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_fp32_x_is_exact(simt_kernel, kernel):
+    """As three bf16 parts: to the rounding of fp32 sums, which bf16 x would miss by far."""
+    weight = Weight(24, 192, 64, "asymmetric", torch.float32)
+    x, bias = torch.randn(3, 192) * torch.randn(3, 192).exp(), torch.randn(24)
+    out = run(simt_kernel, kernel, x, weight, bias, log_split=1)
+    check(out, x, weight, bias)
+    x[1, 5] = math.inf
+    infinite = run(simt_kernel, kernel, x, weight, bias, log_split=1)
+    assert not infinite[1].isfinite().any() and torch.equal(infinite[::2], out[::2])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_plan_gives_the_same_up_to_the_order_of_sums(simt_kernel, kernel):
+    weight = Weight(80, 512, 128, "asymmetric", torch.bfloat16)
+    x = torch.randn(2, 512).bfloat16()
+    for log_warps_k in range(4):
+        for log_split in range(4):
+            out = run(simt_kernel, kernel, x, weight, None, log_warps_k, log_split)
+            check(out, x, weight)
+    assert torch.equal(run(simt_kernel, kernel, x, weight, None, 3, 3), out)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_any_row_stride_and_alignment(simt_kernel, kernel):
+    weight = Weight(16, 72, 24, "symmetric", torch.bfloat16)
+    wide = torch.randn(3, 200).bfloat16()
+    for x in (wide[:, 8:80], wide[:, 1:73], torch.randn(3, 75).bfloat16()[:, :72], wide[:1, 3:75].expand(3, 72)):
+        check(run(simt_kernel, kernel, x, weight), x, weight)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nonfinite_x_stays_in_its_row(simt_kernel, kernel):
+    weight = Weight(40, 130, 64, "asymmetric", torch.bfloat16)
+    x = torch.randn(3, 130).bfloat16()
+    clean = run(simt_kernel, kernel, x, weight)
+    x[1, 129] = math.nan
+    out = run(simt_kernel, kernel, x, weight)
+    assert out[1].isnan().all() and torch.equal(out[::2], clean[::2])

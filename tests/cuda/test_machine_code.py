@@ -1,0 +1,113 @@
+"""What nvcc makes of the CUDA kernels that decide speed: registers, no spills, wide loads, instructions a weight."""
+
+import collections
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def tool(name):
+    """A CUDA program: on PATH, in CUDA's folder, or in triton's wheel."""
+    folders = [os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
+    try:
+        import triton
+
+        folders.append(str(Path(triton.__file__).parent / "backends/nvidia/bin"))
+    except ImportError:
+        pass
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
+
+
+NVCC, CUOBJDUMP = tool("nvcc"), tool("cuobjdump")
+pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc")
+
+INT4_MM = """
+#include "int4_mm/int4_mm_skinny.cuh"
+namespace aoq::int4_skinny { namespace {
+template __global__ void multiply<ptx::Bf16, 8, 128, false, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::Bf16, 8, 128, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::F16, 16, 64, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::Bf16, 32, 128, true, %(cluster)s>(const Args);
+} }
+"""
+QUANTIZE = """
+#include "core/quantize_rows.cuh"
+namespace aoq { namespace {
+template __global__ void quantize<RowSource::given, Codes::e4m3, 2>(const QuantizeRows);
+template __global__ void quantize<RowSource::rmsnorm, Codes::int8, 8>(const QuantizeRows);
+} }
+"""
+
+
+class Kernels:
+    """The kernels of a cubin: `resources` by name, (registers, bytes on the stack); `loop`, the one that multiplies."""
+
+    def __init__(self, folder, source, sm, *flags):
+        (folder / "kernels.cu").write_text(source)
+        command = [NVCC, "-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}", "-Xptxas", "-v", *flags]
+        command += [f"-gencode=arch=compute_{sm},code=[sm_{sm}]", "-cubin", "-o", "kernels.cubin", "kernels.cu"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        pattern = r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill.*?Used (\d+) reg"
+        found = re.findall(pattern, done.stderr, re.DOTALL)
+        self.resources = {name: (int(used), int(stack) + int(spills)) for name, stack, spills, used in found}
+        self.cubin = folder / "kernels.cubin"
+
+    def loop(self, part):
+        """Instructions, by opcode, of the innermost loop with tensor-core instructions of the kernel named so."""
+        if CUOBJDUMP is None:
+            pytest.skip("no cuobjdump")
+        code = subprocess.run([CUOBJDUMP, "-sass", self.cubin], capture_output=True, text=True, check=True).stdout
+        (function,) = (text for text in code.split("Function : ")[1:] if part in text.partition("\n")[0])
+        lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", function)
+        at = {int(address, 16): i for i, (address, _) in enumerate(lines)}
+        loops = []
+        for i, (address, text) in enumerate(lines):
+            jump = re.search(r"BRA\S* .*?0x([0-9a-f]+)", text)
+            if jump and int(jump[1], 16) <= int(address, 16):
+                body = [re.sub(r"^@!?U?P\w+ ", "", line) for _, line in lines[at[int(jump[1], 16)] : i + 1]]
+                if any(line.startswith("HMMA") for line in body):
+                    loops.append(body)
+        return min(loops, key=len)
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory):
+    return Kernels(tmp_path_factory.mktemp("sm90a"), INT4_MM % {"cluster": "true"}, "90a")
+
+
+def test_int4_mm_has_no_spills_on_hopper(hopper):
+    kernels = {name: used for name, used in hopper.resources.items() if "multiply" in name}
+    assert len(kernels) == 4
+    # 65536 registers a multiprocessor: a block of 256 threads fits with 255 each.
+    assert all(registers <= 255 and stack == 0 for registers, stack in kernels.values()), kernels
+
+
+@pytest.mark.parametrize("sm", ("80", "86", "89"))
+def test_int4_mm_has_no_spills_on_ampere_and_ada(tmp_path, sm):
+    kernels = Kernels(tmp_path, INT4_MM % {"cluster": "false"}, sm).resources
+    assert all(stack == 0 for name, (_, stack) in kernels.items() if "multiply" in name), kernels
+
+
+def test_int4_mm_main_loop_on_hopper(hopper):
+    """One token: 16 wide loads for 512 weights a lane, and few enough instructions to keep up with memory."""
+    body = hopper.loop("Bf16ELi8ELi128ELb0")
+    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
+    wide = sum(line.startswith("LDG.E") and ".128" in line and ".NA" in line for line in body)
+    weights = 32 * wide  # four-bit codes in sixteen bytes
+    assert wide == 16 and opcodes["HMMA"] == weights / 8
+    assert not opcodes["LDL"] + opcodes["STL"] + opcodes["STS"] + opcodes["BAR"]
+    elsewhere = ("LDG", "LDSM", "HMMA", "BRA", "BSSY", "BSYNC", "WARPSYNC", "NOP")
+    arithmetic = sum(count for opcode, count in opcodes.items() if opcode not in elsewhere)
+    assert arithmetic / weights <= 1.8, opcodes
+
+
+def test_quantizers_have_no_spills(tmp_path):
+    kernels = Kernels(tmp_path, QUANTIZE, "90", "-fmad=false")
+    assert all(stack == 0 for name, (_, stack) in kernels.resources.items() if "quantize" in name), kernels.resources
