@@ -14,14 +14,14 @@ PYSRC  := $(shell find python -name '*.py' -o -name py.typed)
 variant = $(PIP) install --no-build-isolation --no-deps --upgrade --target build/$(1) \
           -C build-dir=build/cmake-$(1) $(foreach d,$(2),-C cmake.define.$(d)) .
 
-.PHONY: demo test test-integrations lint bench sanitize build clean
+.PHONY: gpu wheel demo test test-integrations lint bench sanitize build clean
 .DEFAULT_GOAL := test
 
 build: build/.installed
 
 $(VENV)/.ready: pyproject.toml scripts/venv.sh
 	PYTHON=$(PYTHON) sh scripts/venv.sh $(VENV)
-	$(PIP) install "$(TORCH)" cmake ninja "scikit-build-core>=0.10" "pybind11>=2.13"
+	$(PIP) install "$(TORCH)" cmake ninja "scikit-build-core>=0.10"
 	touch $@
 
 build/.installed: $(VENV)/.ready $(CSRC) $(PYSRC)
@@ -88,6 +88,15 @@ sanitize: build/.test-tools build/.sanitized
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
+
+# On a machine with a CUDA device and a torch for it: its tests and its benchmark, in under ten minutes. GPU_PYTHON has that
+# torch. Uses a wheel that lies in dist, which make wheel makes wherever nvcc is, or builds this checkout.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) scripts/gpu.py $(GPU_ARGS)
+
+wheel: $(VENV)/.ready
+	rm -rf dist && $(PIP) wheel --no-build-isolation --no-deps -C cmake.define.AOQ_CUDA=ON -w dist .
 
 # aoq beside every peer, then README's tables and docs/benchmarks. vLLM takes part where `make test-framework-vllm` has
 # made its environment. As root at real-time priority, which on a busy machine is steadier.

@@ -1,6 +1,13 @@
-// aoq._C answers questions about this build and machine. No tensor passes through here.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// aoq._C answers questions about this build and machine. No tensor passes through here. Python's limited API: one
+// binary for every Python, as the ops are one for every torch.
+#define Py_LIMITED_API 0x030a0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "core/isa.h"
 #include "core/kernel.h"
@@ -27,19 +34,99 @@ std::vector<std::string> isas() {
   return names;
 }
 
+PyObject* to_python(const std::string& text) {
+  return PyUnicode_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size()));
+}
+
+PyObject* to_python(const std::vector<std::string>& texts) {
+  PyObject* list = PyList_New(0);
+  for (const std::string& text : texts) {
+    PyObject* item = list ? to_python(text) : nullptr;
+    if (!item || PyList_Append(list, item) != 0) Py_CLEAR(list);
+    Py_XDECREF(item);
+  }
+  return list;
+}
+
+PyObject* to_python(const std::map<std::string, std::string>& texts) {
+  PyObject* dict = PyDict_New();
+  for (const auto& [key, text] : texts) {
+    PyObject* value = dict ? to_python(text) : nullptr;
+    if (!value || PyDict_SetItemString(dict, key.c_str(), value) != 0) Py_CLEAR(dict);
+    Py_XDECREF(value);
+  }
+  return dict;
+}
+
+// What `answer` returns, or the Python exception for what it throws.
+template <class Answer>
+PyObject* guarded(Answer answer) {
+  try {
+    return answer();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+// A method without arguments that returns what `answer` does.
+template <auto answer>
+PyObject* question(PyObject*, PyObject*) {
+  return guarded([] { return to_python(answer()); });
+}
+
+// A method that takes a name.
+template <void (*set)(const std::string&)>
+PyObject* setter(PyObject*, PyObject* args) {
+  const char* name;
+  if (!PyArg_ParseTuple(args, "s", &name)) return nullptr;
+  return guarded([&] {
+    set(name);
+    Py_INCREF(Py_None);
+    return Py_None;
+  });
+}
+
+PyObject* kernels(PyObject*, PyObject* args) {
+  const char* op;
+  if (!PyArg_ParseTuple(args, "s", &op)) return nullptr;
+  return guarded([&] { return to_python(aoq::kernel_names(op)); });
+}
+
+PyObject* cuda_kernels(PyObject*, PyObject* args) {
+  const char* op;
+  int capability;
+  if (!PyArg_ParseTuple(args, "si", &op, &capability)) return nullptr;
+  return guarded([&] { return to_python(aoq::cuda_kernel_names(op, capability)); });
+}
+
+std::string isa() { return aoq::name(aoq::active_isa()); }
+std::string last_kernel() { return aoq::last_kernel.load(); }
+
+PyMethodDef methods[] = {
+    {"isa", question<isa>, METH_NOARGS, "The ISA in use: AOQ_ISA, or the best here."},
+    {"isas", question<isas>, METH_NOARGS, "The ISAs that this machine can run, best first."},
+    {"set_isa", setter<aoq::set_isa>, METH_VARARGS, "What AOQ_ISA does, for tests and benchmarks."},
+    {"ops", question<aoq::op_names>, METH_NOARGS, "The ops of torch.ops.aoq."},
+    {"kernels", kernels, METH_VARARGS, "The kernels of op under the ISA in use, best first."},
+    {"cuda_kernels", cuda_kernels, METH_VARARGS,
+     "The CUDA kernels of op for a device of this compute capability (10 * major + minor), best first."},
+    {"set_sm", setter<aoq::set_sm>, METH_VARARGS, "What AOQ_SM does; an empty name allows all."},
+    {"last_kernel", question<last_kernel>, METH_NOARGS, "The kernel that the last op call chose."},
+    {"build_info", question<build_info>, METH_NOARGS, "How this binary was built."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
-  aoq::active_isa();  // a bad AOQ_ISA or AOQ_SM fails the import, not the first matmul
-  aoq::allowed(aoq::Sm::sm80, 80);
-  m.def("isa", [] { return std::string(aoq::name(aoq::active_isa())); }, "The ISA in use: AOQ_ISA, or the best here.");
-  m.def("isas", &isas, "The ISAs that this machine can run, best first.");
-  m.def("set_isa", &aoq::set_isa, pybind11::arg("name"), "What AOQ_ISA does, for tests and benchmarks.");
-  m.def("ops", &aoq::op_names, "The ops of torch.ops.aoq.");
-  m.def("kernels", &aoq::kernel_names, pybind11::arg("op"), "The kernels of op under the ISA in use, best first.");
-  m.def("cuda_kernels", &aoq::cuda_kernel_names, pybind11::arg("op"), pybind11::arg("capability"),
-        "The CUDA kernels of op for a device of this compute capability (10 * major + minor), best first.");
-  m.def("set_sm", &aoq::set_sm, pybind11::arg("name"), "What AOQ_SM does; an empty name allows all.");
-  m.def("last_kernel", [] { return std::string(aoq::last_kernel); }, "The kernel that the last op call chose.");
-  m.def("build_info", &build_info, "How this binary was built.");
+PyMODINIT_FUNC PyInit__C() {
+  return guarded([] {
+    aoq::active_isa();  // a bad AOQ_ISA or AOQ_SM fails the import, not the first matmul
+    aoq::allowed(aoq::Sm::sm80, 80);
+    return PyModule_Create(&module);
+  });
 }

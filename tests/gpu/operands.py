@@ -1,0 +1,57 @@
+"""Operands for each op, on any device: the same values everywhere."""
+
+import torch
+
+from aoq.ops import int4_pack, int4_quantize, int8_pack, tile_scale
+
+
+def registered(op):
+    """Whether `op` runs on CUDA."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"aoq::{op}", "CUDA")
+
+
+def capability():
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def randn(*shape, dtype=torch.bfloat16, device="cuda", seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(device)
+
+
+def weight(n, k, group, device, mapping="asymmetric"):
+    """What int4_mm takes of a weight: packed, scale, zero_point. Quantized on the CPU."""
+    qdata, scale, zero = int4_quantize(randn(n, k, device="cpu"), group, mapping)
+    zero = None if mapping == "symmetric" else tile_scale(zero).to(device)
+    return int4_pack(qdata.to(device), k), tile_scale(scale).to(device), zero
+
+
+def operands(op, device):
+    """Arguments for torch.ops.aoq.<op> on `device`, small and ragged."""
+    x = randn(5, 200, device=device)
+    codes = torch.arange(40 * 100).view(40, 100)
+    if op == "int4_pack":
+        return (codes.to(torch.uint8).to(device), 200)
+    if op == "int4_unpack":
+        return (int4_pack(codes.to(torch.uint8).to(device), 200), 40, 200)
+    if op == "int8_pack":
+        return (codes.to(torch.int8).to(device),)
+    if op == "int8_unpack":
+        return (int8_pack(codes.to(torch.int8).to(device)), 40, 100)
+    if op == "int4_quantize":
+        return (randn(40, 200, device=device), 64, "hqq", None)
+    if op == "int4_mm":
+        return (x, *weight(40, 200, 64, device), randn(40, device=device), 40, 64)
+    if op in ("int8_quantize", "fp8_quantize"):
+        return (x,)
+    if op == "rmsnorm_quantize":
+        return (x, randn(200, device=device), x + 1, 1e-6, torch.int8)
+    if op == "silu_mul_quantize":
+        return (x, x + 1, torch.int8)
+    raise NotImplementedError(f"tests/gpu/operands.py: no operands for {op}")
+
+
+def run(op, device="cuda", arguments=None):
+    """The results of the op, as a list."""
+    out = getattr(torch.ops.aoq, op)(*(arguments or operands(op, device)))
+    return [out] if isinstance(out, torch.Tensor) else list(out)

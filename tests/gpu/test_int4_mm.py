@@ -1,0 +1,79 @@
+"""int4_mm on CUDA against fp64, with the tolerance that its arithmetic allows."""
+
+import math
+
+import pytest
+import torch
+from operands import randn, registered, weight
+
+from aoq import _C
+from aoq.ops import int4_dequantize, int4_mm, int4_unpack_reference, untile_scale
+
+pytestmark = pytest.mark.skipif(not registered("int4_mm"), reason="int4_mm has no CUDA kernel")
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+AWKWARD = [
+    *((64, 256, 128), (17, 40, 8), (33, 200, 128), (5, 7, 7), (1, 1, 1)),
+    *((40, 1000, 1000), (48, 576, 64), (80, 96, 48)),
+]
+MODELS = [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (8192, 8192)]
+
+
+def check(x, parts, n, group, bias=None):
+    packed, scale, zero = parts
+    k = x.shape[-1]
+    qdata = int4_unpack_reference(packed, n, k)
+    scales = [None if part is None else untile_scale(part, n).double() for part in (scale, zero)]
+    exact = int4_dequantize(qdata, *scales, group, k, torch.float64)
+    poison = torch.full((*x.shape[:-1], n), float("nan"), dtype=x.dtype, device=x.device)
+    del poison  # the next allocation of this size is likely this memory
+    out = int4_mm(x, packed, scale, zero, bias, n, group)
+    expected = x.double() @ exact.t()
+    spread = scales[0].repeat_interleave(min(group, k), 1)[:, :k]
+    rounding = (4 * math.sqrt(k) + 16) * 2.0**-24 * (x.double().abs() @ (15 * spread + exact.abs()).t())
+    if bias is not None:
+        expected = expected + bias.double()
+        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
+    info = torch.finfo(out.dtype)
+    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
+    assert out.dtype == x.dtype and out.shape == expected.shape
+    worst = ((out.double() - expected).abs() / allowed).max().item() if out.numel() else 0
+    assert worst <= 1, f"{_C.last_kernel()}: {worst:.2f} times the rounding that the arithmetic allows"
+    return out
+
+
+@pytest.mark.parametrize("mapping", ("symmetric", "asymmetric"))
+@pytest.mark.parametrize("shape", AWKWARD, ids=str)
+def test_awkward_shapes(sm, shape, mapping):
+    n, k, group = shape
+    parts = weight(n, k, group, "cuda", mapping)
+    for dtype in DTYPES:
+        for m in (0, 1, 2, 3, 8, 9, 17, 32, 33, 70):
+            check(randn(m, k, dtype=dtype, seed=m), parts, n, group, randn(n, seed=1) if m % 2 else None)
+
+
+@pytest.mark.parametrize("n, k", MODELS)
+def test_shapes_of_models(sm, n, k):
+    parts = weight(n, k, 128, "cuda")
+    for m in (1, 4, 16, 32, 64, 256):
+        check(randn(m, k, seed=m), parts, n, 128)
+
+
+def test_any_rank_and_stride(sm):
+    parts = weight(24, 64, 32, "cuda")
+    rows = randn(6, 128)
+    for x in (rows[0, :64], rows[:, :64], rows[::2, 64:], rows[:, ::2], rows.view(2, 3, 128)[..., 32:96]):
+        check(x, parts, 24, 32)
+
+
+def test_bad_operands_are_named():
+    packed, scale, zero = weight(24, 64, 32, "cuda")
+    x = randn(3, 64)
+    for changed, text in [
+        ((x[:, :32], packed, scale, zero, None), "packed"),
+        ((x, packed, scale[:1], zero, None), "scale"),
+        ((x, packed, scale.cpu(), zero, None), "scale"),
+        ((x, packed, scale, zero, randn(23)), "bias"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=text):
+            int4_mm(*changed, 24, 32)

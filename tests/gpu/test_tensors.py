@@ -1,0 +1,76 @@
+"""Quantized tensors between devices: checkpoints are plain, so that no move changes a bit."""
+
+import copy
+
+import pytest
+import torch
+from operands import registered
+
+import aoq
+from aoq.tensors import QuantizedTensor
+
+CONFIGS = [
+    aoq.Int4WeightOnlyConfig(32),
+    aoq.Int4WeightOnlyConfig(64, mapping_type=aoq.MappingType.SYMMETRIC),
+    aoq.Int8DynamicActivationInt8WeightConfig(),
+]
+
+
+def model(config, device="cpu"):
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(200, 72), torch.nn.ReLU(), torch.nn.Linear(72, 33, bias=False))
+    layers = layers.bfloat16().to(device)
+    aoq.quantize_(layers, config)
+    return layers
+
+
+def plain_parts(layers):
+    weights = [p for p in layers.parameters() if isinstance(p, QuantizedTensor)]
+    return [part.cpu() for w in weights for part in w.unpack().parts() if part is not None]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(plain_parts(a), plain_parts(b), strict=True))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_there_and_back_is_bit_identical(config, tmp_path):
+    original = model(config)
+    moved = copy.deepcopy(original).to("cuda")
+    assert all(p.is_cuda for p in moved.parameters())
+    back = copy.deepcopy(moved).to("cpu")
+    assert same(original, moved) and same(original, back)
+    torch.save(moved.state_dict(), tmp_path / "moved.pt")
+    loaded = model(config)
+    loaded.load_state_dict(torch.load(tmp_path / "moved.pt", weights_only=True, map_location="cpu"))
+    assert same(original, loaded)
+
+
+@pytest.mark.parametrize("config", CONFIGS[:2], ids=str)
+def test_quantizing_on_the_gpu_gives_the_same_weights(config):
+    assert same(model(config), model(config, "cuda"))
+
+
+@pytest.mark.skipif(not registered("int4_mm"), reason="int4_mm has no CUDA kernel")
+@pytest.mark.parametrize("config", CONFIGS[:2], ids=str)
+def test_linear(config):
+    layers = model(config, "cuda")
+    w = layers[0].weight
+    assert w.packed and w.kernel.startswith("int4_mm_sm")
+    x = torch.randn(3, 200, device="cuda").bfloat16()
+    wanted = x.double() @ w.dequantize().double().t() + layers[0].bias.double()
+    torch.testing.assert_close(layers[0](x).double(), wanted, rtol=2e-2, atol=2e-2)
+    assert torch.equal(w.rows(torch.tensor([5, 70], device="cuda")), w.dequantize()[[5, 70]])
+    compiled = torch.compile(layers, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layers(x))
+
+
+@pytest.mark.skipif(not registered("int4_mm"), reason="int4_mm has no CUDA kernel")
+def test_compiled_with_cuda_graphs():
+    layers, x = model(CONFIGS[0], "cuda"), torch.randn(3, 200, device="cuda").bfloat16()
+    with torch.no_grad():
+        wanted = layers(x)
+        compiled = torch.compile(layers, mode="reduce-overhead", fullgraph=True)
+        for _ in range(4):
+            torch.testing.assert_close(compiled(x), wanted)
