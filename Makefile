@@ -1,6 +1,7 @@
 # make demo   the main job on a real chat model: quantize, save, reload, answer; size, quality and speed beside bf16
 # make test   everything that a machine without a GPU can prove
-# Also: build, lint, bench, sanitize, test-integrations, clean. Each makes what it needs, from nothing.
+# make gpu    on a machine with one: its tests and its benchmark
+# Also: build, wheel, lint, bench, sanitize, test-integrations, clean. Each makes what it needs, from nothing.
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0

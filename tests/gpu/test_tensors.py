@@ -40,6 +40,9 @@ def test_there_and_back_is_bit_identical(config, tmp_path):
     assert all(p.is_cuda for p in moved.parameters())
     back = copy.deepcopy(moved).to("cpu")
     assert same(original, moved) and same(original, back)
+    assert all(w.packed for w in back.parameters() if isinstance(w, QuantizedTensor)), (
+        "also if CUDA has no kernel for it"
+    )
     torch.save(moved.state_dict(), tmp_path / "moved.pt")
     loaded = model(config)
     loaded.load_state_dict(torch.load(tmp_path / "moved.pt", weights_only=True, map_location="cpu"))

@@ -87,7 +87,7 @@ def _to_copy(
     if device is None or torch.device(device) == w.device:
         return w.map(torch.clone, dtype=dtype)
     moved = w.unpack().map(lambda part: part.to(device, non_blocking=non_blocking), dtype=dtype)
-    return moved.pack() if w.packed else moved
+    return moved.pack() if w.packs_elsewhere else moved
 
 
 @QuantizedTensor.implements(aten.copy_.default)

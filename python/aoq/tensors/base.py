@@ -112,6 +112,11 @@ class QuantizedTensor(torch.Tensor):
         """Whether the parts are in a device's own layout; checkpoints and slices are of plain ones."""
         return False
 
+    @property
+    def packs_elsewhere(self) -> bool:
+        """Whether a copy on another device is packed there."""
+        return self.packed
+
     def pack(self) -> Self:
         """In the layout that the device's kernels read."""
         return self

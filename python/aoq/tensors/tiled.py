@@ -88,6 +88,11 @@ class TiledTensor(QuantizedTensor):
         return self.packing != "plain"
 
     @property
+    def packs_elsewhere(self) -> bool:
+        # Plain by choice, or for want of kernels on this device? What is on meta has yet to choose.
+        return self.packed or (self.device.type != "meta" and not kernels(self.mm_op, self.device))
+
+    @property
     def kernel(self) -> str:
         return kernels(self.mm_op, self.device)[0] if self.packed else "none until packed"
 
