@@ -91,13 +91,12 @@ sanitize: build/.test-tools build/.sanitized
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
 
 # On a machine with a CUDA device and a torch for it: its tests and its benchmark, in under ten minutes. GPU_PYTHON has that
-# torch. Uses a wheel that lies in dist, which make wheel makes wherever nvcc is, or builds this checkout.
+# torch. Takes the wheel that `make wheel` makes, on any machine with nvcc, or builds this checkout.
 GPU_PYTHON ?= python3
 gpu:
 	$(GPU_PYTHON) scripts/gpu.py $(GPU_ARGS)
 
-wheel: $(VENV)/.ready
-	rm -rf dist && $(PIP) wheel --no-build-isolation --no-deps -C cmake.define.AOQ_CUDA=ON -w dist .
+wheel: build/wheel/.ready
 
 # aoq beside every peer, then README's tables and docs/benchmarks. vLLM takes part where `make test-framework-vllm` has
 # made its environment. As root at real-time priority, which on a busy machine is steadier.

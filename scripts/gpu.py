@@ -1,7 +1,7 @@
 """What `make gpu` does on a machine with a CUDA device: aoq's GPU tests, then its benchmark, in under ten minutes.
 
-Needs a Python with a torch built for CUDA, pytest and what aoq depends on; any torch >= 2.10. Takes a wheel from dist/
-(`make wheel`, on any machine with nvcc: one for every Python and torch) or else builds the checkout, which needs nvcc.
+Needs a Python with a torch built for CUDA, pytest and what aoq depends on; any torch >= 2.10. Takes the wheel in
+build/wheel (`make wheel`, on any machine with nvcc: one for every Python and torch) or else builds the checkout.
 Everything is printed and written as it comes, under build/gpu: what is cut short keeps what it had.
 """
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,11 @@ def why_not() -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     return "" if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def has_cuda(wheel: Path) -> bool:
+    with zipfile.ZipFile(wheel) as files:
+        return "aoq/libaoq_cuda.so" in files.namelist()
 
 
 def install(wheel: Path | None) -> str:
@@ -59,7 +65,7 @@ def run_tests(environment: dict[str, str], seconds: float) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheel", type=Path, help="by default the newest in dist/, if there is one")
+    parser.add_argument("--wheel", type=Path, help="by default that in build/wheel, if CUDA is in it")
     parser.add_argument("--minutes", type=float, default=9, help="for all of it, building included")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--no-benchmark", action="store_true")
@@ -71,8 +77,8 @@ def main() -> None:
     import torch
 
     OUT.mkdir(parents=True, exist_ok=True)
-    wheels = sorted((ROOT / "dist").glob("aoq-*.whl"), key=lambda file: file.stat().st_mtime)
-    source = install(args.wheel or (wheels[-1] if wheels else None))
+    wheels = [file for file in (ROOT / "build/wheel").glob("aoq-*.whl") if has_cuda(file)]
+    source = install(args.wheel or (wheels[0] if wheels else None))
     environment = {**os.environ, "PYTHONPATH": str(SITE), "PYTHONUNBUFFERED": "1"}
     summary = {
         "device": torch.cuda.get_device_name(),
