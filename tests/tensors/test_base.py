@@ -26,6 +26,7 @@ from aoq import (
 )
 from aoq.config import AOBaseConfig
 from aoq.ops import int8_dequantize, int8_quantize
+from aoq.tensors.module import weight_module
 
 SYMMETRIC, ASYMMETRIC = MappingType
 INT4 = Int4WeightOnlyConfig(group_size=16)
@@ -240,6 +241,17 @@ def test_copy_refuses_what_does_not_fit(
         with pytest.raises(error, match=message):
             w.copy_(source)
         assert same(w, before)
+
+
+def test_a_weight_as_a_module(config: AOBaseConfig) -> None:
+    w, x, bias, ids = quantized(config), torch.randn(3, 72), torch.randn(40), torch.tensor([[0, 39], [7, 8]])
+    module = weight_module(w)
+    assert [param.data_ptr() for param in module.parameters()] == [p.data_ptr() for p in w.parts() if p is not None]
+    assert not any(isinstance(param, QuantizedTensor) for param in module.parameters())
+    assert torch.equal(module.linear(x, bias), torch.nn.functional.linear(x, w, bias))
+    assert torch.equal(module.rows(ids), torch.nn.functional.embedding(ids, w))
+    compiled = torch.compile(lambda x: module.linear(x, None), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), torch.nn.functional.linear(x, w))
 
 
 def test_cat(config: AOBaseConfig) -> None:

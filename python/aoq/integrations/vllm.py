@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aoq.checkpoint import StoredWeight, stored_weights, weight_files
@@ -28,6 +27,7 @@ from aoq.integrations.safetensors import unflatten_one
 from aoq.quantize import check_names
 from aoq.tensors.base import ACTIVATION_DTYPES, QuantizedTensor
 from aoq.tensors.int4 import Int4WeightOnlyConfig
+from aoq.tensors.module import WeightModule, weight_module
 
 try:
     from vllm.config import get_current_vllm_config
@@ -246,7 +246,7 @@ class AoqMethod(LinearMethodBase):  # type: ignore[misc]
     def __init__(self, prefix: str, sources: list[Source]) -> None:
         self.prefix, self.sources = prefix, sources
         self.loaded: dict[Any, dict[str, Tensor]] = {}  # by shard, by parameter; until all is there
-        self.weights: list[str] = []  # the parameters with the rows of the weight in turn; once all is there
+        self.weights: list[WeightModule] = []  # with the rows of the weight in turn; once all is there
         self.tied_to: Any = None
 
     def create_weights(
@@ -286,12 +286,10 @@ class AoqMethod(LinearMethodBase):  # type: ignore[misc]
         pieces: list[tuple[int, Tensor]] = []
         for source, key in zip(self.sources, sorted(self.loaded, key=shard_order), strict=True):
             pieces += self.cut(layer, source.stored.name, source.read(self.loaded.pop(key), self.dtype), key)
-        alike = itertools.groupby(self.padded(pieces), key=kind)
-        for i, (_, group) in enumerate(alike):
+        self.weights = []
+        for _, group in itertools.groupby(self.padded(pieces), key=kind):
             w = torch.cat(list(group)).to(param.device)
-            self.weights.append(f"weight_{i}" if i else "weight")
-            w = w.pack() if isinstance(w, QuantizedTensor) else w
-            layer.register_parameter(self.weights[-1], nn.Parameter(w, requires_grad=False))
+            self.weights.append(weight_module(w.pack() if isinstance(w, QuantizedTensor) else w))
 
     def cut(self, layer: Any, name: str, w: Tensor, shard: Any) -> list[tuple[int, Tensor]]:
         """The rows that the layer has of the weight `name`, and where each run of them starts."""
@@ -326,24 +324,24 @@ class AoqMethod(LinearMethodBase):  # type: ignore[misc]
     def process_weights_after_loading(self, layer: Any) -> None:
         if self.tied_to is not None:
             self.weights = self.tied_to.quant_method.weights
-            for name in self.weights:
-                layer.register_parameter(name, getattr(self.tied_to, name))
-        elif not self.weights:
+        if not self.weights:
             names = [name for source in self.sources for name in source.stored.parts]
             raise ValueError(f"{self.prefix}: the checkpoint lacks one of {', '.join(names)}")
-        for name in self.params().keys() - self.weights:
-            delattr(layer, name)
+        for name in self.params():
+            layer._parameters.pop(name, None)
+        for i, weight in enumerate(self.weights):
+            layer.add_module(f"weight_{i}" if i else "weight", weight)
 
     # ---- running
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if len(self.weights) == 1:
-            return F.linear(x, layer.weight, bias)
-        out = torch.cat([F.linear(x, getattr(layer, name)) for name in self.weights], -1)
+            return layer.weight.linear(x, bias)  # type: ignore[no-any-return]
+        out = torch.cat([weight.linear(x, None) for weight in self.weights], -1)
         return out if bias is None else out + bias
 
     def embedding(self, layer: Any, input_: Tensor) -> Tensor:
-        return F.embedding(input_, layer.weight)
+        return layer.weight.rows(input_)  # type: ignore[no-any-return]
 
 
 def shard_order(shard: Any) -> int:

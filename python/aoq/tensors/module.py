@@ -1,0 +1,62 @@
+"""weight_module: a quantized weight as a module of plain parameters, for frameworks that compile whole models.
+
+torch.compile takes tensor subclasses apart at every call, and takes much longer to compile them. A module like this one
+is traced as the op and its operands.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import FunctionType
+
+import torch
+from torch import Tensor, nn
+
+from aoq.tensors.base import QuantizedTensor
+
+
+def weight_module(w: Tensor) -> WeightModule:
+    """A module that multiplies by `w`, quantized or not, and looks up its rows; its parameters are the parts of `w`."""
+    return _module_class(type(w) if isinstance(w, QuantizedTensor) else None)(w)
+
+
+class WeightModule(nn.Module):
+    """A weight that is not quantized, and the base of the others."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(w, requires_grad=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, self.weight, bias)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return nn.functional.embedding(ids, self.weight)
+
+
+@functools.cache
+def _module_class(kind: type[QuantizedTensor] | None) -> type[WeightModule]:
+    """The module for a format: its methods, which know parts and attributes by name, beside parameters and fields."""
+    if kind is None:
+        return WeightModule
+    members = {
+        name: member
+        for base in reversed(kind.__mro__)
+        if issubclass(base, QuantizedTensor)
+        for name, member in vars(base).items()
+        if isinstance(member, FunctionType | property) and not name.startswith("__")
+    }
+
+    def init(self: WeightModule, w: QuantizedTensor) -> None:
+        nn.Module.__init__(self)
+        for name, part in zip(w.tensors, w.parts(), strict=True):
+            self.register_parameter(name, None if part is None else nn.Parameter(part, requires_grad=False))
+        for name in (*w.attrs, "weight_shape", "transposed", "dtype"):
+            setattr(self, name, getattr(w, name))
+
+    fields = {"__init__": init, "tensors": kind.tensors, "attrs": kind.attrs}
+    return type(f"{kind.__name__}Module", (WeightModule,), members | fields)
