@@ -10,6 +10,9 @@ BEGIN, END = "<!-- support matrix: scripts/support_matrix.py -->\n", "<!-- end o
 def kernels(op: str, table: str = "kernels.inc") -> list[tuple[str, str]]:
     """(isa, kernel) of each line of an op's table, best first."""
     path = ROOT / "csrc" / op / table
+    shared = re.search(r'^#include "(\w+)/kernels', path.read_text(), re.MULTILINE) if path.exists() else None
+    if shared:
+        return kernels(shared[1], table)
     return re.findall(r"^AOQ_KERNEL\((\w+), (\w+)\)", path.read_text(), re.MULTILINE) if path.exists() else []
 
 

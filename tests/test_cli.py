@@ -19,12 +19,15 @@ import aoq
 from aoq import (
     _C,
     AOBaseConfig,
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     FqnToConfig,
     Int4Tensor,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
     MappingType,
+    PerRow,
     config_to_dict,
 )
 from aoq.cli import app
@@ -109,6 +112,8 @@ def test_options(tmp_path: Path) -> None:
     [
         (["int8"], Int8DynamicActivationInt8WeightConfig(), "int8 "),
         (["int8-int4"], Int8DynamicActivationInt4WeightConfig(), "int8-int4 g32"),
+        (["fp8"], Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), "float8 "),
+        (["fp8-weight"], Float8WeightOnlyConfig(), "float8 "),
         (["int8-int4", "--group-size", "16"], Int8DynamicActivationInt4WeightConfig(16), "int8-int4 g16"),
     ],
 )

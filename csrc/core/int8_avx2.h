@@ -12,7 +12,7 @@ struct Int8Avx2 : Avx2 {
   using Raw = __m256i;
   using Weight = __m256i;
   using X = uint32_t;  // two int16
-  static constexpr bool kInt8 = true;
+  static constexpr bool kInt8 = true, kScaleLast = false;
   static constexpr float kOffset = 0;
   static constexpr int kStep = 2, kTileRows = 6, kFusedRows = 8;
 

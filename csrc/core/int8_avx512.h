@@ -12,7 +12,7 @@ struct Int8Avx512 : Avx512 {
   using Raw = __m512i;
   using Weight = __m512i;
   using X = uint32_t;  // two int16
-  static constexpr bool kInt8 = true;
+  static constexpr bool kInt8 = true, kScaleLast = false;
   static constexpr float kOffset = 0;
   static constexpr int kStep = 2, kTileRows = 12, kFusedRows = 40;
 

@@ -17,11 +17,17 @@ struct PackedMm {
   Dtype scale_dtype;
   const void* bias;  // [n] or null
   Dtype bias_dtype;
-  void* out;  // [m][n], contiguous, x_dtype
+  void* out;  // [m][n], contiguous
+  Dtype out_dtype;
 
   // Where x is quantized to int8:
   bool x_asymmetric;
   const float* w_sum;  // [n], the sum of each row of w; read when x is asymmetric
+
+  // Where weights are fp8:
+  bool w_e5m2;           // e5m2, else e4m3
+  const float* x_scale;  // what rows of out are multiplied with, row r with x_scale[r * x_scale_stride]; or null
+  int64_t x_scale_stride;
 };
 
 }  // namespace aoq

@@ -82,6 +82,7 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t gro
   args.x = x_.const_data_ptr();
   args.x_stride = rows_only ? x.stride(0) : args.k;
   args.out = out.mutable_data_ptr();
+  args.out_dtype = args.x_dtype;
   kernel()(args);
   return out;
 }

@@ -50,8 +50,9 @@ void multiply_ref(const aoq::PackedMm& p) {
         for (int64_t i = 0; i < count; ++i) {
           const double shift = row.zero_point != 0 ? row.zero_point * static_cast<double>(p.w_sum[first + i]) : 0;
           const double bias = p.bias ? load_float(p.bias, p.bias_dtype, first + i) : 0;
-          const double value = (sum[i] - shift) * row.scale + bias;
-          store_float(p.out, p.x_dtype, m * p.n + first + i, static_cast<float>(value));
+          const double scale = p.x_scale ? p.x_scale[m * p.x_scale_stride] : row.scale;
+          const double value = (sum[i] - shift) * scale + bias;
+          store_float(p.out, p.out_dtype, m * p.n + first + i, static_cast<float>(value));
         }
       }
     }

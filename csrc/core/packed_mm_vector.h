@@ -20,7 +20,8 @@
 // Engine: Vec (kLanes floats), Sum (kLanes products' sums, fp32 or int32), Raw (a vector's rows of a unit of kUnitK
 // columns),
 //   Weight (decoded: code - kOffset), X (kStep values of x, broadcast together), kMid (the zero point where none is
-//   given), kInt8 (x is quantized to int8 per row before it is multiplied), and the functions used below.
+//   given), kInt8 (x is quantized to int8 per row before it is multiplied), kScaleLast (w has one scale a row, for the
+//   whole sum), and the functions used below.
 #pragma once
 #include "core/packed_mm.h"
 #include "core/parallel.h"
@@ -90,8 +91,9 @@ void store_out(const PackedMm& p, const RowScale* x_scale, int64_t row, int64_t 
     if (x.zero_point != 0) sum = Lanes::fma(Lanes::set(-x.zero_point), load(p.w_sum, aoq::Dtype::f32), sum);
     sum = Lanes::mul(sum, Lanes::set(x.scale));
   }
+  if (p.x_scale) sum = Lanes::mul(sum, Lanes::set(p.x_scale[row * p.x_scale_stride]));
   if (p.bias) sum = Lanes::add(sum, load(p.bias, p.bias_dtype));
-  Lanes::store(p.out, p.x_dtype, row * p.n + first, sum, count);
+  Lanes::store(p.out, p.out_dtype, row * p.n + first, sum, count);
 }
 
 // The same of a row quantized to int8.
@@ -333,11 +335,14 @@ class VectorMm {
       }
     }
     for (int64_t panel = begin; panel < end; ++panel)
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t v = 0; v < 2 && 2 * panel + v < vectors_; ++v) {
-          const float* at = sums + (panel - begin) * panel_sums + (row * 2 + v) * kLanes;
-          store_out<Engine>(p_, x_scale(), row_begin + row, 2 * panel + v, Engine::load_f32(at));
+      for (int64_t v = 0; v < 2 && 2 * panel + v < vectors_; ++v) {
+        const GroupScale<Engine> w(p_, groups_, 2 * panel + v, 0);
+        for (int64_t row = 0; row < rows; ++row) {
+          Vec sum = Engine::load_f32(sums + (panel - begin) * panel_sums + (row * 2 + v) * kLanes);
+          if constexpr (Engine::kScaleLast) sum = Engine::mul(sum, w.scale);
+          store_out<Engine>(p_, x_scale(), row_begin + row, 2 * panel + v, sum);
         }
+      }
   }
 
   // Adds units [begin, end) of k to the sums of a panel.
@@ -387,7 +392,7 @@ class VectorMm {
           prefetch(2 * panel + v, u, begin, end);
 #pragma GCC unroll 8
           for (int j = 0; j < kSteps; ++j, out += kVectors * kLanes)
-            if constexpr (Engine::kInt8)
+            if constexpr (Engine::kInt8 || Engine::kScaleLast)
               Engine::store_weight(out, Engine::decode(raw, j));
             else
               Engine::store_weight(out, Engine::decode_scaled(raw, j, w.scale, w.shift));

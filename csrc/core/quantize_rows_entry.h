@@ -14,10 +14,10 @@
 namespace aoq {
 
 // The largest code of what `dtype` names.
-inline Codes codes_of(ScalarType dtype, bool with_int8, const char* op) {
+inline Codes codes_of(ScalarType dtype, bool with_int8, const char* op, const char* name = "dtype") {
   if (dtype == ScalarType::Float8_e4m3fn) return Codes::e4m3;
   if (dtype == ScalarType::Float8_e5m2) return Codes::e5m2;
-  check_type(with_int8 && dtype == ScalarType::Char, op, "dtype", "expected ", with_int8 ? "int8, " : "",
+  check_type(with_int8 && dtype == ScalarType::Char, op, name, "expected ", with_int8 ? "int8, " : "",
              "float8_e4m3fn or float8_e5m2, got ", dtype_name(dtype));
   return Codes::int8;
 }

@@ -21,6 +21,9 @@ from aoq.config import (
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.quantize import QuantizeReport, dequantize_, quantize_, register_quantize_module_handler
 from aoq.tensors import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8Tensor,
+    Float8WeightOnlyConfig,
     Int4Tensor,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
@@ -35,6 +38,9 @@ __version__ = version("aoq")
 __all__ = [
     "AOBaseConfig",
     "AoqConfig",
+    "Float8DynamicActivationFloat8WeightConfig",
+    "Float8Tensor",
+    "Float8WeightOnlyConfig",
     "FqnToConfig",
     "Int4Tensor",
     "Int4WeightOnlyConfig",

@@ -22,8 +22,9 @@ from rich.table import Table
 import aoq
 from aoq import _C
 from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
-from aoq.config import AOBaseConfig, MappingType, config_from_dict
+from aoq.config import AOBaseConfig, MappingType, PerRow, config_from_dict
 from aoq.ops.kernels import kernels
+from aoq.tensors.fp8 import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig
 from aoq.tensors.int4 import Int4WeightOnlyConfig
 from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig
 from aoq.tensors.int8_int4 import Int8DynamicActivationInt4WeightConfig
@@ -66,7 +67,9 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 def quantize(
     source: Annotated[Path, typer.Argument(help="A directory with safetensors weights, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
-    config: Annotated[str, typer.Option(help="int4, int8, int8-int4, or a JSON file with a config.")] = "int4",
+    config: Annotated[
+        str, typer.Option(help="int4, int8, int8-int4, fp8, fp8-weight, or a config's JSON file.")
+    ] = "int4",
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale; by default int4: 128, int8-int4: 32.")
     ] = None,
@@ -117,6 +120,13 @@ def convert(
     console.print("\n".join([lines[0].replace("quantized", "converted", 1), *lines[1:], f"written to {output}"]))
 
 
+_NAMED: dict[str, Callable[[], AOBaseConfig]] = {
+    "int8": Int8DynamicActivationInt8WeightConfig,
+    "fp8": lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+    "fp8-weight": Float8WeightOnlyConfig,
+}
+
+
 def _config(name: str, group_size: int | None, hqq: bool, symmetric: bool) -> AOBaseConfig:
     if name == "int4":
         mapping = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
@@ -127,10 +137,10 @@ def _config(name: str, group_size: int | None, hqq: bool, symmetric: bool) -> AO
         return Int8DynamicActivationInt4WeightConfig(32 if group_size is None else group_size)
     if group_size is not None:
         raise ValueError(f"--group-size: goes with --config int4 or int8-int4, got {name}")
-    if name == "int8":
-        return Int8DynamicActivationInt8WeightConfig()
+    if name in _NAMED:
+        return _NAMED[name]()
     if not name.endswith(".json"):
-        raise ValueError(f"--config: expected int4, int8, int8-int4 or a JSON file, got {name}")
+        raise ValueError(f"--config: expected int4, int8-int4, {', '.join(_NAMED)} or a JSON file, got {name}")
     try:
         return config_from_dict(read_json(Path(name)))
     except (TypeError, ValueError) as error:

@@ -10,6 +10,8 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
 from aoq import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     FqnToConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
@@ -28,6 +30,8 @@ CONFIGS = [
     FqnToConfig({"0": CONFIG, "1": SYMMETRIC}),
     Int8DynamicActivationInt8WeightConfig(MappingType.ASYMMETRIC),
     Int8DynamicActivationInt4WeightConfig(16, MappingType.ASYMMETRIC),
+    Float8DynamicActivationFloat8WeightConfig(activation_value_ub=3.0),
+    Float8WeightOnlyConfig(torch.float8_e5m2),
 ]
 
 

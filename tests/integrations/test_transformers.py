@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, Pre
 from aoq import (
     AOBaseConfig,
     AoqConfig,
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     FqnToConfig,
     Int4Tensor,
     Int4WeightOnlyConfig,
@@ -34,6 +36,8 @@ INT8 = [
     Int8DynamicActivationInt8WeightConfig(),
     Int8DynamicActivationInt8WeightConfig(MappingType.ASYMMETRIC),
     Int8DynamicActivationInt4WeightConfig(),
+    Float8DynamicActivationFloat8WeightConfig(),
+    Float8WeightOnlyConfig(),
 ]
 IDS = torch.tensor([[1, 17, 42, 99, 5, 64, 23]])
 

@@ -17,15 +17,18 @@ from torch import Tensor, nn
 
 from aoq import (
     _C,
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
     MappingType,
+    PerRow,
     QuantizedTensor,
     quantize_,
 )
 from aoq.config import AOBaseConfig
-from aoq.ops import int8_dequantize, int8_quantize
+from aoq.ops import fp8_dequantize, fp8_quantize, int8_dequantize, int8_quantize
 from aoq.tensors.module import weight_module
 
 SYMMETRIC, ASYMMETRIC = MappingType
@@ -36,6 +39,8 @@ CONFIGS = {
     "int8": INT8,
     "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(ASYMMETRIC),
     "int8-int4": Int8DynamicActivationInt4WeightConfig(group_size=16),
+    "fp8": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+    "fp8-weight": Float8WeightOnlyConfig(torch.float8_e5m2),
 }
 
 
@@ -56,6 +61,8 @@ def product(x: Tensor, w: QuantizedTensor) -> Tensor:
     """`x @ w.T` by PyTorch, of an x that is quantized as `w` wants it."""
     if mapping := getattr(w, "act_mapping", None):
         x = int8_dequantize(*int8_quantize(x, mapping), x.dtype)
+    if dtype := getattr(w, "act_dtype", None):
+        x = fp8_dequantize(*fp8_quantize(x, w.act_granularity, dtype), x.dtype)
     return x @ w.dequantize().t()
 
 
@@ -578,6 +585,8 @@ BYTES = {  # 3 tiles of rows; codes, scales, zero points, sums
     "int8": 48 * 72 + 48 * 4,
     "int8-asymmetric": 48 * 72 + 48 * 4 + 40 * 4,
     "int8-int4": 48 * 36 + 48 * 5 * 4 + 40 * 4,
+    "fp8": 48 * 72 + 48 * 4,
+    "fp8-weight": 48 * 72 + 48 * 4,
 }
 
 
@@ -595,7 +604,7 @@ def test_repr_says_what_it_is(config: AOBaseConfig) -> None:
     text = repr(w)
     for part in ("shape=(40, 72)", "torch.float32", "cpu", "tiled", f"bits_per_weight={w.bits_per_weight:.2f}"):
         assert part in text
-    assert f"kernel={w.mm_op}_" in text and text.startswith(type(w).__name__)
+    assert f"kernel={_C.kernels(w.mm_op)[0]}" in text and text.startswith(type(w).__name__)
     assert ("group_size=16" in text) == hasattr(w, "group_size")
     assert ("act_mapping='" in text) == hasattr(w, "act_mapping")
 

@@ -13,7 +13,9 @@ torch.ops.load_library(_libaoq_cuda.with_name("libaoq.so"))  # registers torch.o
 if (torch.version.cuda and _libaoq_cuda.exists()) or os.environ.get("AOQ_LOAD_CUDA") == "1":
     torch.ops.load_library(_libaoq_cuda)  # their CUDA kernels; what it raises is why there are none
 
+from aoq.ops.fp8_mm import fp8_mm, fp8_mm_reference  # noqa: E402
 from aoq.ops.fp8_quantize import fp8_dequantize, fp8_quantize, fp8_quantize_reference  # noqa: E402
+from aoq.ops.fp8_weight_mm import fp8_weight_mm, fp8_weight_mm_reference  # noqa: E402
 from aoq.ops.int4_mm import int4_mm, int4_mm_reference  # noqa: E402
 from aoq.ops.int4_pack import int4_pack, int4_pack_reference  # noqa: E402
 from aoq.ops.int4_quantize import int4_dequantize, int4_quantize, int4_quantize_reference  # noqa: E402
@@ -29,8 +31,12 @@ from aoq.ops.silu_mul_quantize import silu_mul_quantize, silu_mul_quantize_refer
 
 __all__ = [
     "fp8_dequantize",
+    "fp8_mm",
+    "fp8_mm_reference",
     "fp8_quantize",
     "fp8_quantize_reference",
+    "fp8_weight_mm",
+    "fp8_weight_mm_reference",
     "int4_dequantize",
     "int4_mm",
     "int4_mm_reference",

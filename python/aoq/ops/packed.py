@@ -32,7 +32,7 @@ def untile_scale(tiled: Tensor, n: int) -> Tensor:
 
 
 def packed_mm(
-    op: OpOverload, dequantize: Dequantize, x: Tensor, weight: Operands, bias: Tensor | None, *sizes: int
+    op: OpOverload, dequantize: Dequantize, x: Tensor, weight: Operands, bias: Tensor | None, *sizes: Any
 ) -> Tensor:
     """`op(x, *weight, bias, *sizes)`, `sizes` being n and what else the op takes, with typed errors.
 

@@ -21,6 +21,7 @@ from typing_extensions import Self
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def check_weight(w: Tensor) -> None:
@@ -262,7 +263,10 @@ def _reduce(w: QuantizedTensor, plain: bool) -> tuple[Callable[..., Any], tuple[
     attrs = tuple(getattr(stored, name) for name in w.attrs)
     is_param = isinstance(w, torch.nn.Parameter)
     state = (w.weight_shape, w.dtype, w.transposed, w.requires_grad, is_param, plain and w.packed)
-    return _rebuild, (type(w), stored.parts(), attrs, *state)
+    # As bytes where torch's own pickling loses the dtype.
+    views = [part.dtype if part is not None and part.dtype in FP8_DTYPES else None for part in stored.parts()]
+    parts = [part.view(torch.uint8) if part is not None and part.dtype in views else part for part in stored.parts()]
+    return _rebuild, (type(w), parts, attrs, *state, *([views] if any(views) else []))
 
 
 def _reduce_shared(w: QuantizedTensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -279,7 +283,12 @@ def _rebuild(
     requires_grad: bool,
     is_param: bool,
     pack: bool,
+    views: Sequence[torch.dtype | None] | None = None,
 ) -> QuantizedTensor:
+    if views:
+        parts = [
+            part.view(view) if part is not None and view else part for part, view in zip(parts, views, strict=True)
+        ]
     w = cls(*parts, *attrs, shape=shape, dtype=dtype, transposed=transposed)
     w = w.pack() if pack else w
     return torch.nn.Parameter(w, requires_grad) if is_param else w.requires_grad_(requires_grad)  # type: ignore[return-value]

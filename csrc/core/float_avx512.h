@@ -1,0 +1,26 @@
+// Activations in fp32 on AVX-512, one k a step.
+#pragma once
+#include "core/vec_avx512.h"
+
+#include "core/packed_mm_vector.h"
+
+namespace {
+
+struct FloatAvx512 : Avx512 {
+  using Sum = Vec;
+  using Raw = __m512i;
+  using Weight = __m512;
+  using X = float;
+  static constexpr bool kInt8 = false;
+  static constexpr int kStep = 1, kTileRows = 12, kFusedRows = 40;
+
+  static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
+  static Weight load_weight(const float* data) { return _mm512_loadu_ps(data); }
+  static void store_weight(float* data, Weight weight) { _mm512_storeu_ps(data, weight); }
+  static Vec dot(Vec sum, Weight weight, const X* x) { return _mm512_fmadd_ps(weight, _mm512_set1_ps(*x), sum); }
+  static void pack(const void* x, aoq::Dtype dtype, int64_t k, int64_t steps, X* out, int64_t stride) {
+    pack_f32<Avx512>(x, dtype, k, steps, out, stride);
+  }
+};
+
+}  // namespace

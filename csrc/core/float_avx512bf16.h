@@ -1,0 +1,33 @@
+// bf16 activations on AVX512_BF16: vdpbf16ps multiplies pairs exactly and adds in fp32.
+#pragma once
+#include "core/vec_avx512.h"
+
+#include "core/packed_mm_vector.h"
+
+namespace {
+
+struct FloatAvx512Bf16 : Avx512 {
+  using Sum = Vec;
+  using Raw = __m512i;
+  using Weight = __m512i;
+  using X = uint32_t;  // a bf16 pair
+  static constexpr bool kInt8 = false;
+  static constexpr int kStep = 2, kTileRows = 12, kFusedRows = 40;
+
+  static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
+  static Weight load_weight(const float* data) { return _mm512_loadu_si512(data); }
+  static void store_weight(float* data, Weight weight) { _mm512_storeu_si512(data, weight); }
+  static Vec dot(Vec sum, Weight weight, const X* x) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32(static_cast<int>(*x)));
+  }
+
+  static void pack(const void* x, aoq::Dtype, int64_t k, int64_t steps, X* out, int64_t stride) {
+    const char* from = static_cast<const char*>(x);
+    const int64_t pairs = k / 2;
+    for (int64_t step = 0; step < pairs; ++step) std::memcpy(out + step * stride, from + step * 4, 4);
+    for (int64_t step = pairs; step < steps; ++step) out[step * stride] = 0;
+    if (k % 2) std::memcpy(out + pairs * stride, from + pairs * 4, 2);
+  }
+};
+
+}  // namespace

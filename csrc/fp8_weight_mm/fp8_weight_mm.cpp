@@ -1,0 +1,39 @@
+#include "fp8_weight_mm/fp8_weight_mm.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "core/int8.h"
+#include "core/kernel.h"
+#include "core/packed_mm_entry.h"
+#include "core/quantize_rows_entry.h"
+
+namespace aoq {
+namespace {
+
+#define AOQ_KERNEL(isa, function) {Isa::isa, #function, function},
+constexpr Kernel<Fp8WeightMmKernel> kKernels[] = {
+#include "fp8_weight_mm/kernels.inc"
+};
+#undef AOQ_KERNEL
+const bool kRegistered = register_op("fp8_weight_mm", kKernels);
+
+Tensor fp8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
+                     int64_t n, std::optional<ScalarType> w_dtype) {
+  constexpr const char* op = "fp8_weight_mm";
+  const bool e5m2 = codes_of(w_dtype.value_or(ScalarType::Float8_e4m3fn), false, op, "w_dtype") == Codes::e5m2;
+  return packed_mm(op, {x, packed, scale, {}, {}, bias}, n, 0, int8::kUnitK, [e5m2] {
+    return [e5m2](PackedMm args) {
+      args.w_e5m2 = e5m2;
+      select(kKernels)(args);
+    };
+  });
+}
+
+}  // namespace
+}  // namespace aoq
+
+STABLE_TORCH_LIBRARY_FRAGMENT(aoq, m) {
+  m.def(
+      "fp8_weight_mm(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int n, ScalarType? w_dtype=None) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(aoq, CPU, m) { m.impl("fp8_weight_mm", TORCH_BOX(&aoq::fp8_weight_mm)); }

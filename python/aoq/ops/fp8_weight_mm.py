@@ -1,0 +1,73 @@
+"""fp8_weight_mm: activations as given times fp8 weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aoq.ops.fp8_quantize import fp8_dequantize
+from aoq.ops.int8_pack import packed_shape
+from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
+from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
+
+_op = torch.ops.aoq.fp8_weight_mm.default
+
+
+def fp8_weight_mm(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    n: int,
+    w_dtype: torch.dtype = torch.float8_e4m3fn,
+) -> Tensor:
+    """Multiplies `x` with an fp8 weight: `out = scale * (x @ code.T) + bias`.
+
+    Products of bf16 x are exact; sums are fp32 and scaled once. Differentiable once in `x` and `bias`.
+
+    Args:
+        x: [..., k] bf16, fp16 or fp32, any strides; zero rows are fine.
+        packed: uint8 [ceil(n / 16), ceil(k / 4), 64]: `int8_pack` of the codes viewed as int8.
+        scale: [ceil(n / 16), 1, 16] from `tile_scale`, bf16, fp16 or fp32.
+        bias: [n] bf16, fp16 or fp32, or None.
+        n: rows of the weight.
+        w_dtype: of the codes, torch.float8_e4m3fn or torch.float8_e5m2.
+
+    Returns:
+        [..., n] in the dtype of `x`.
+
+    Raises:
+        ValueError, TypeError: an operand has a wrong shape, device or dtype; the text names it.
+    """
+    return packed_mm(_op, fp8_dequantize_packed, x, (packed, scale), bias, n, w_dtype)
+
+
+def fp8_dequantize_packed(
+    packed: Tensor, scale: Tensor, n: int, w_dtype: torch.dtype, *sizes: object, unpack: object = int8_unpack
+) -> Tensor:
+    """The weight that `packed` and `scale` stand for; `sizes` ends in k and the dtype of the result."""
+    *_, k, dtype = sizes
+    codes: Tensor = unpack(packed, n, k)  # type: ignore[operator]
+    return fp8_dequantize(codes.view(w_dtype), untile_scale(scale, n), dtype)  # type: ignore[arg-type]
+
+
+@torch.library.register_fake("aoq::fp8_weight_mm")  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int, w_dtype: torch.dtype | None = None
+) -> Tensor:
+    return packed_mm_fake(_op, packed_shape, x, (packed, scale), bias, n)
+
+
+def fp8_weight_mm_reference(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    n: int,
+    w_dtype: torch.dtype = torch.float8_e4m3fn,
+) -> Tensor:
+    """The reference for `fp8_weight_mm` in PyTorch: fp64 products and sums."""
+    k = x.shape[-1]
+    w = fp8_dequantize_packed(packed, scale, n, w_dtype, k, torch.float64, unpack=int8_unpack_reference)
+    out = x.double() @ w.t()
+    return (out if bias is None else out + bias.double()).to(x.dtype)

@@ -1,0 +1,194 @@
+"""fp8 weights: `Float8WeightOnlyConfig`, `Float8DynamicActivationFloat8WeightConfig` and their `Float8Tensor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from aoq.config import AOBaseConfig, Granularity, PerRow, PerTensor
+from aoq.ops.fp8_mm import fp8_mm
+from aoq.ops.fp8_quantize import FP8_DTYPES, fp8_dequantize, fp8_quantize
+from aoq.ops.fp8_weight_mm import fp8_weight_mm
+from aoq.ops.int8_pack import int8_pack, packed_shape
+from aoq.ops.int8_unpack import int8_rows, int8_unpack
+from aoq.ops.packed import TILE_N, tile_scale, untile_scale
+from aoq.tensors.base import ACTIVATION_DTYPES, check_weight, dtype_name
+from aoq.tensors.tiled import Part, TiledTensor
+
+GRANULARITIES = {PerRow(): "row", PerTensor(): "tensor"}
+
+
+@dataclass
+class Float8WeightOnlyConfig(AOBaseConfig):
+    """fp8 weights, activations as given.
+
+    Args:
+        weight_dtype: torch.float8_e4m3fn (more precise) or torch.float8_e5m2 (wider range).
+        granularity: of the weights' scales, PerRow() or PerTensor().
+    """
+
+    weight_dtype: torch.dtype = torch.float8_e4m3fn
+    granularity: Granularity = field(default_factory=PerRow)
+
+    def __post_init__(self) -> None:
+        check_fp8(self, weight_dtype=self.weight_dtype)
+        granularities(self, self.granularity)
+
+    def quantize(self, weight: Tensor) -> Float8Tensor:
+        """The weight [..., n, k] as a `Float8Tensor` in its device's layout.
+
+        Raises:
+            ValueError: fewer than 2 dimensions, NaN or Inf.
+            TypeError: the weight is not bf16, fp16 or fp32.
+        """
+        return quantized(weight, self.weight_dtype, GRANULARITIES[self.granularity], (None, None, None, None))
+
+
+@dataclass
+class Float8DynamicActivationFloat8WeightConfig(AOBaseConfig):
+    """fp8 weights; the matmul quantizes activations to fp8.
+
+    Args:
+        activation_dtype, weight_dtype: torch.float8_e4m3fn or torch.float8_e5m2.
+        granularity: PerTensor() or PerRow(), of weights and activations, or a pair: of activations, of weights.
+            PerRow() is more precise.
+        activation_value_lb, activation_value_ub: bounds of the absmax that makes an activation's scale.
+    """
+
+    activation_dtype: torch.dtype = torch.float8_e4m3fn
+    weight_dtype: torch.dtype = torch.float8_e4m3fn
+    granularity: Granularity | Sequence[Granularity] = field(default_factory=PerTensor)
+    activation_value_lb: float | None = None
+    activation_value_ub: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fp8(self, activation_dtype=self.activation_dtype, weight_dtype=self.weight_dtype)
+        granularities(self, self.granularity)
+        lb, ub = self.activation_value_lb, self.activation_value_ub
+        if not 0 <= (lb or 0) <= (float("inf") if ub is None else ub):
+            name = type(self).__name__
+            raise ValueError(f"{name}.activation_value_lb: expected 0 <= lb <= ub, got lb {lb!r} and ub {ub!r}")
+
+    def quantize(self, weight: Tensor) -> Float8Tensor:
+        """The weight [..., n, k] as a `Float8Tensor` in its device's layout.
+
+        Raises:
+            ValueError: fewer than 2 dimensions, NaN or Inf.
+            TypeError: the weight is not bf16, fp16 or fp32.
+        """
+        act, own = granularities(self, self.granularity)
+        acts = (self.activation_dtype, act, self.activation_value_lb, self.activation_value_ub)
+        return quantized(weight, self.weight_dtype, own, acts)
+
+
+def check_fp8(config: AOBaseConfig, **dtypes: torch.dtype) -> None:
+    for name, dtype in dtypes.items():
+        if dtype not in FP8_DTYPES:
+            got = dtype_name(dtype) if isinstance(dtype, torch.dtype) else repr(dtype)
+            raise ValueError(f"{type(config).__name__}.{name}: expected float8_e4m3fn or float8_e5m2, got {got}")
+
+
+def granularities(config: AOBaseConfig, given: Granularity | Sequence[Granularity]) -> tuple[str, str]:
+    """Of activations and of weights, as the ops name them."""
+    both = tuple(given) if isinstance(given, Sequence) else (given, given)
+    if len(both) != 2 or any(one not in GRANULARITIES for one in both):
+        raise ValueError(f"{type(config).__name__}.granularity: expected PerTensor() or PerRow(), got {given!r}")
+    return GRANULARITIES[both[0]], GRANULARITIES[both[1]]
+
+
+def quantized(weight: Tensor, code_dtype: torch.dtype, granularity: str, acts: tuple[Any, ...]) -> Float8Tensor:
+    check_weight(weight)
+    n, k = weight.shape[-2:]
+    each = [fp8_quantize(matrix, granularity, code_dtype) for matrix in weight.detach().reshape(-1, n, k)]
+    qdata = torch.stack([codes for codes, _ in each]).view(weight.shape)
+    scale = torch.stack([scale.expand(n, 1) for _, scale in each]).view(*weight.shape[:-1], 1)
+    if not weight.is_meta and not (finite := scale.flatten().isfinite()).all():
+        raise ValueError(f"w: expected finite values, got NaN or infinity in row {int(finite.int().argmin())}")
+    return Float8Tensor(qdata, scale, code_dtype, *acts, "plain", shape=weight.shape, dtype=weight.dtype).pack()
+
+
+class Float8Tensor(TiledTensor):
+    """A weight [..., n, k] of fp8 codes, `w = code * scale`.
+
+    code_dtype: torch.float8_e4m3fn or torch.float8_e5m2.
+    act_dtype: the same, of activations that are quantized; None for those used as given.
+    act_granularity: "row" or "tensor", of activations; None likewise.
+    act_lb, act_ub: bounds of the absmax that makes an activation's scale, or None.
+    packing "plain" (checkpoints, slices, any device):
+        qdata: fp8 [..., n, k].
+        scale: [..., n, 1], all alike for a scale per tensor.
+    packing "tiled" (what the CPU kernels read):
+        qdata: uint8 [..., ceil(n / 16), ceil(k / 4), 64], `int8_pack` of the codes as int8.
+        scale: [..., ceil(n / 16), 1, 16] from `tile_scale`.
+
+    Slices along k share the scales of the whole rows, so nothing can be copied into them.
+
+    Raises:
+        ValueError, TypeError: a part has a wrong shape, dtype or device; the text names it.
+    """
+
+    tensors: ClassVar[tuple[str, ...]] = ("qdata", "scale")
+    attrs: ClassVar[tuple[str, ...]] = ("code_dtype", "act_dtype", "act_granularity", "act_lb", "act_ub", "packing")
+
+    scale: Tensor
+    code_dtype: torch.dtype
+    act_dtype: torch.dtype | None
+    act_granularity: str | None
+    act_lb: float | None
+    act_ub: float | None
+
+    @property
+    def mm_op(self) -> str:  # type: ignore[override]
+        return "fp8_mm" if self.act_dtype else "fp8_weight_mm"
+
+    def check(self) -> None:
+        for name in ("code_dtype", "act_dtype"):
+            dtype = getattr(self, name)
+            if dtype not in FP8_DTYPES and not (name == "act_dtype" and dtype is None):
+                raise ValueError(f"Float8Tensor: {name}: expected float8_e4m3fn or float8_e5m2, got {dtype!r}")
+        if self.act_granularity not in (("row", "tensor") if self.act_dtype else (None,)):
+            wanted = "'row' or 'tensor'" if self.act_dtype else "None"
+            raise ValueError(f"Float8Tensor: act_granularity: expected {wanted}, got {self.act_granularity!r}")
+        super().check()
+
+    def expected_parts(self) -> dict[str, Part]:
+        *lead, k = self.weight_shape
+        if self.packed:
+            packed = packed_shape(lead[-1], k, self.device)
+            qdata, scale = (*lead[:-1], *packed), (*lead[:-1], packed[0], 1, TILE_N)
+        else:
+            qdata, scale = (*lead, k), (*lead, 1)
+        return {
+            "qdata": (qdata, (torch.uint8 if self.packed else self.code_dtype,)),
+            "scale": (scale, ACTIVATION_DTYPES),
+        }
+
+    def tiled_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
+        return [int8_pack(qdata.view(torch.int8)), tile_scale(scales[0])]
+
+    def plain_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
+        n, k = self.weight_shape[-2:]
+        return [int8_unpack(qdata, n, k).view(self.code_dtype), untile_scale(scales[0], n)]
+
+    def tiled_rows(self, ids: Tensor) -> Tensor:
+        return int8_rows(self.qdata, ids, self.weight_shape[-1]).view(self.code_dtype)
+
+    def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
+        return fp8_dequantize(qdata, scales[0], self.dtype)
+
+    def linear_tiled(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        weight = (x, self.qdata, self.scale, bias, self.weight_shape[0], self.code_dtype)
+        if self.act_dtype is None or self.act_granularity is None:
+            return fp8_weight_mm(*weight)
+        return fp8_mm(*weight, self.act_dtype, self.act_granularity, self.act_lb, self.act_ub)
+
+    def narrow_k(self, start: int, length: int) -> Self:
+        parts = (self.qdata.narrow(-1, start, length), self.scale.detach())
+        view = self.rebuild(parts, shape=(*self.weight_shape[:-1], length))
+        view.writable = False
+        return view
