@@ -379,6 +379,17 @@ def start(directory: Path, tmp_path: Path, *args: str) -> tuple[subprocess.Popen
     return process, port, log
 
 
+def wait_for(process: subprocess.Popen, port: int, log: Path) -> None:
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+            return
+        except OSError:
+            time.sleep(1)
+    raise TimeoutError(log.read_text())
+
+
 def stop(process: subprocess.Popen) -> None:
     os.killpg(process.pid, signal.SIGTERM)
     try:
@@ -392,16 +403,9 @@ def stop(process: subprocess.Popen) -> None:
 def server(checkpoint, tmp_path_factory):
     """The address of a server of the real model, compiled."""
     process, port, log = start(checkpoint, tmp_path_factory.mktemp("server"), "--served-model-name", "smol")
-    url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{url}/health")
-                break
-            except OSError:
-                time.sleep(1)
-        yield url
+        wait_for(process, port, log)
+        yield f"http://127.0.0.1:{port}"
     finally:
         stop(process)
 

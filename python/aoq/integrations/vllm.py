@@ -288,7 +288,8 @@ class AoqMethod(LinearMethodBase):  # type: ignore[misc]
             pieces += self.cut(layer, source.stored.name, source.read(self.loaded.pop(key), self.dtype), key)
         self.weights = []
         for _, group in itertools.groupby(self.padded(pieces), key=kind):
-            w = torch.cat(list(group)).to(param.device)
+            alike = [*group]
+            w = (torch.cat(alike) if len(alike) > 1 else alike[0]).to(param.device)
             self.weights.append(weight_module(w.pack() if isinstance(w, QuantizedTensor) else w))
 
     def cut(self, layer: Any, name: str, w: Tensor, shard: Any) -> list[tuple[int, Tensor]]:
@@ -354,7 +355,7 @@ def shard_order(shard: Any) -> int:
 def kind(w: Tensor) -> Any:
     """What tensors have in common that make one."""
     if not isinstance(w, QuantizedTensor):
-        return None
+        return None if type(w) in (Tensor, nn.Parameter) else id(w)  # subclasses of others may have no cat
     attrs = [getattr(w, name) for name in w.attrs]
     return type(w), attrs, [None if part is None else part.dtype for part in w.parts()]
 
