@@ -40,7 +40,7 @@ from torchao.quantization import (
 )
 from torchao.quantization.transform_module import _QUANTIZE_CONFIG_HANDLER as HANDLERS
 from torchao.utils import DummyModule
-from transformers import AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TorchAoConfig, pipeline
 
 import aoq
 import aoq.integrations.torchao as backend
@@ -48,7 +48,7 @@ from aoq import _C, QuantizedTensor
 from aoq.cli import main
 from aoq.integrations.safetensors import flatten
 from aoq.integrations.torchao_tensors import CONFIGS, Unsupported, tensor_from_torchao
-from example_models import tiny_model
+from example_models import real_model, tiny_model
 
 SYMMETRIC, ASYMMETRIC = aoq.MappingType.SYMMETRIC, aoq.MappingType.ASYMMETRIC
 INT4, BF16, FP32 = torch.int4, torch.bfloat16, torch.float32
@@ -702,3 +702,85 @@ def test_embedding_of_the_mobile_guide(tmp_path: Path) -> None:
     assert isinstance(model.lm_head.weight, aoq.Int8Int4Tensor)
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(load(tmp_path / "saved")(IDS).logits, model(IDS).logits)
+
+
+# ---- the guides' examples, on the real model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(real_model())
+
+
+def kernels_that_run(model: PreTrainedModel) -> set[str]:
+    """The kernels of one forward pass."""
+    ran: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda module, args, out: ran.add(_C.last_kernel()))
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and isinstance(module.weight, QuantizedTensor)
+    ]
+    model(IDS)
+    for hook in hooks:
+        hook.remove()
+    return ran
+
+
+GUIDES: dict[str, tuple[Callable[[], Any], set[str]]] = {
+    # transformers' guide: int4 on the CPU, int8 on the CPU
+    "int4-cpu": (lambda: Int4WeightOnlyConfig(group_size=128, layout=torchao.dtypes.Int4CPULayout()), {"int4_mm"}),
+    "int8-cpu": (lambda: Int8DynamicActivationInt8WeightConfig(), {"int8_mm"}),
+    # torchao's guides to transformers and vLLM
+    "int4-hqq": (lambda: Int4WeightOnlyConfig(group_size=128, use_hqq=True), {"int4_mm"}),
+    "modules": (
+        lambda: ModuleFqnToConfig(
+            {
+                "model.layers.0.self_attn.q_proj": Int4WeightOnlyConfig(group_size=64),
+                "model.layers.0.self_attn.k_proj": Int4WeightOnlyConfig(group_size=64),
+                "model.layers.0.mlp.gate_proj": Int8WeightOnlyConfig(),
+                "_default": Int4WeightOnlyConfig(group_size=128),
+            }
+        ),
+        {"int4_mm"},
+    ),
+    # torchao's guide to serving: what goes on to phones
+    "mobile": (
+        lambda: Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=torch.int4, weight_granularity=PerGroup(32), weight_scale_dtype=torch.bfloat16
+        ),
+        {"int8_int4_mm"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_guides(name: str, tmp_path: Path, tokenizer: Any) -> None:
+    config, ops = GUIDES[name]
+    quantized_model = AutoModelForCausalLM.from_pretrained(
+        real_model(), torch_dtype="auto", device_map="cpu", quantization_config=TorchAoConfig(quant_type=config())
+    )
+    assert kernels_that_run(quantized_model) == {_C.kernels(op)[0] for op in ops}
+    input_ids = tokenizer("What are we having for dinner?", return_tensors="pt")
+    output = quantized_model.generate(**input_ids, max_new_tokens=10, cache_implementation="static", do_sample=False)
+
+    output_dir = tmp_path / "quantized"
+    quantized_model.save_pretrained(output_dir)
+    reloaded_model = AutoModelForCausalLM.from_pretrained(output_dir, device_map="auto", dtype=torch.bfloat16)
+    again = reloaded_model.generate(**input_ids, max_new_tokens=10, do_sample=False)
+    assert torch.equal(again, output)
+    assert kernels_that_run(reloaded_model) == kernels_that_run(quantized_model)
+    sizes = [sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in (output_dir, real_model())]
+    assert sizes[0] < 0.75 * sizes[1]  # the embedding, which stays as it is, is a fifth
+
+    if name == "mobile":
+        pipe = pipeline("text-generation", model=reloaded_model, tokenizer=tokenizer)
+        messages = [{"role": "user", "content": "What is 2 + 2?"}]
+        answer = pipe(messages, max_new_tokens=20, return_full_text=False, do_sample=False)
+        assert "4" in answer[0]["generated_text"]
+
+
+def test_example() -> None:
+    script = Path(__file__).parents[2] / "examples" / "use_torchao.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "int4_mm" in done.stdout and "4" in done.stdout.splitlines()[-1]
