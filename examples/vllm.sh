@@ -15,3 +15,4 @@ done
 curl -sf "localhost:$port/v1/chat/completions" -H 'Content-Type: application/json' -d '{
     "model": "int4", "temperature": 0, "max_tokens": 30,
     "messages": [{"role": "user", "content": "What is 2 + 2?"}]}'
+echo

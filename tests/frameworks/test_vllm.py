@@ -113,6 +113,12 @@ def test_same_as_transformers(tmp_path, in_process, name):
     check_same(tmp_path / "aoq", TOLERANCE[name])
 
 
+def test_two_workers(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    quantize_checkpoint(tiny_llama(tmp_path / "float"), tmp_path / "aoq", MIXED)
+    check_same(tmp_path / "aoq", TOLERANCE["mixed"], tensor_parallel_size=2)
+
+
 @pytest.fixture
 def in_process(monkeypatch):
     """vLLM's engine in this process: it starts sooner, and its errors are raised here."""
@@ -439,3 +445,12 @@ def test_32_at_once(server):
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         texts = [*pool.map(complete, range(1, 33))]
     assert sum(text.strip().startswith(str(i + 4)) for i, text in enumerate(texts, 1)) > 24
+
+
+def test_example():
+    script = Path(__file__).parents[2] / "examples" / "vllm.sh"
+    env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    command = ["sh", str(script), str(real_model()), str(free_port())]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"id"')]
+    assert "4" in answers[0]["choices"][0]["message"]["content"]
