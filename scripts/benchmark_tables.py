@@ -34,6 +34,16 @@ microseconds just before and just after it took no longer than usual on every th
 the weight, more of them than caches hold. Ratios are medians over paired rounds, with quartiles. The limit is the time
 to read the weight once or to multiply at the instruction's full rate, whichever is longer, measured in the same rounds.
 What a contender returns is checked first, against fp64, with what its roundings allow.
+
+```
+aoq bench --quick                                    # a minute: aoq, torch and what else is installed here
+aoq bench --op int4_mm --shapes 4096x4096,14336x4096 --m 1,16,256 --plot roofline.png --json figures.json
+aoq bench --python vllm=DIR --only aoq --only vllm   # a peer from another virtual environment
+aoq bench --isa avx2                                 # aoq's kernels for an older machine besides
+aoq bench --model DIR --random-model llama-3.2-1b --compile
+```
+
+On a busy machine `--realtime` helps (root). Ctrl-C keeps what was measured.
 """
 
 Json = dict[str, Any]
@@ -91,12 +101,13 @@ def peers_table(report: Json) -> str:
         for m in ms:
             found = [figures(report, case).get(ours) for case in report["cases"] if case["m"] == m]
             ratios = [figure.vs_peer.median for figure in found if figure is not None and figure.vs_peer is not None]
-            cells.append(f"{min(ratios):.2f}-{max(ratios):.2f}x" if ratios else "")
+            least, most = min(ratios, default=0), max(ratios, default=0)
+            cells.append(f"{least:.2f}-{most:.2f}x" if least < most else f"{most:.2f}x" if ratios else "")
         rows.append([f"`{op}`", *cells])
     names = ", ".join(f"{n}x{k}" for n, k, _ in shapes(report))
-    return f"Beside the best peer of the same kind, from the worst to the best of {names}:\n\n" + markdown(
-        ["", *(f"M={m}" for m in ms)], rows
-    )
+    over = f", from the worst to the best of {names}" if len(shapes(report)) > 1 else ""
+    heading = ["", *(f"M={m}" for m in ms)]
+    return f"How many times faster than the best peer of the same kind{over}:\n\n{markdown(heading, rows)}"
 
 
 def models_table(report: Json) -> str:

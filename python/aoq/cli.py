@@ -243,7 +243,7 @@ def bench(
     if plot is not None:
         command.check_plot(plot)
     if realtime:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))  # workers inherit it
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))  # workers inherit it
     report, interrupted = command.measure(
         lambda progress: (
             models.ModelMeasurement(model_settings, chosen, progress)

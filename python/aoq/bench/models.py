@@ -58,7 +58,8 @@ class ModelMeasurement(Session):
     """
 
     def __init__(self, settings: ModelSettings, entries: Sequence[Entry], progress: Progress = lambda *_: None) -> None:
-        report = Report(machine.describe(settings.threads), dataclasses.asdict(settings))
+        names = [model if model in SHAPES else Path(model).resolve().name for model in settings.models]
+        report = Report(machine.describe(settings.threads), dataclasses.asdict(settings) | {"models": names})
         super().__init__(report, [entry for entry in entries if entry.cls.models], progress)
         self.settings = settings
 

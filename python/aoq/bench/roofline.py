@@ -103,18 +103,18 @@ def _roof(axis: Any, report: Json, cases: list[Json], op: str, span: tuple[float
     angle = math.degrees(math.atan(above))  # in the data's units; matplotlib turns it as the axes do
     text = {"fontsize": 8, "rotation_mode": "anchor", "transform_rotates_text": True}
     axis.text(at, at * above, f"reading memory, {bandwidth:.0f} GB/s", rotation=angle, **text)
-    box = {"facecolor": "white", "alpha": 0.75, "pad": 0.5, "linewidth": 0}
     drawn: list[float] = []
     for name, ceiling in sorted(ceilings.items(), key=lambda item: -item[1]):
-        if ceiling < bottom * 1.5 or any(ceiling > 0.75 * other for other in drawn):
+        if ceiling < bottom * 1.5 or any(ceiling > 0.6 * other for other in drawn):
             continue  # out of sight, or the narrower form of the same instruction
         drawn.append(ceiling)
         style = {"linewidth": 1.6} if ceiling == top else {"linewidth": 0.9, "linestyle": (0, (4, 3))}
         axis.plot([ceiling / bandwidth, right], [ceiling, ceiling], color="black", zorder=3, **style)
-        axis.text(right, ceiling * 1.04, f"{name} {ceiling:,.0f} ", fontsize=8, ha="right", va="bottom", bbox=box)
+        # Left of the slope nothing can be.
+        axis.text(ceiling / bandwidth * 0.9, ceiling, f"{name} {ceiling:,.0f}", fontsize=8, ha="right", va="center")
     marks = axis.secondary_xaxis("top")
     intensities = [flops(case) / least_bytes(op, case) for case in cases]
-    marks.set_xticks(intensities, [f"m={case['m']}" for case in cases], fontsize=8)
+    marks.set_xticks(intensities, [f"{'m=' * (case is cases[0])}{case['m']}" for case in cases], fontsize=8)
     marks.tick_params(length=3)
     marks.minorticks_off()
 
