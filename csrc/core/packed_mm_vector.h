@@ -223,11 +223,11 @@ class VectorMm {
     return p_.packed + vector / kPerBlock * units_ * aoq::kUnitBytes + vector % kPerBlock * (kLanes * 4);
   }
 
-  // Fetches what a vector of this panel reads kAhead units from now; near `end`, the next panel's from `begin`.
-  void prefetch(int64_t vector, int64_t unit, int64_t begin, int64_t end) const {
+  // Fetches what a vector of this panel reads kAhead units from now; near its end, the start of the next panel's.
+  void prefetch(int64_t vector, int64_t unit) const {
     const int64_t ahead = unit + kAhead;
-    const uint8_t* at = ahead < end ? codes(vector) + ahead * aoq::kUnitBytes
-                                    : codes(vector + 2) + (begin + ahead - end) * aoq::kUnitBytes;
+    const uint8_t* at = ahead < units_ ? codes(vector) + ahead * aoq::kUnitBytes
+                                       : codes(vector + 2) + (ahead - units_) * aoq::kUnitBytes;
     Engine::prefetch(at);
   }
 
@@ -292,7 +292,7 @@ class VectorMm {
         Raw raw[kVectors];
         for (int v = 0; v < kVectors; ++v) {
           raw[v] = Engine::load_raw(stream[v] + unit * aoq::kUnitBytes);
-          prefetch(2 * panel + v, unit, 0, units_);
+          prefetch(2 * panel + v, unit);
         }
 #pragma GCC unroll 8
         for (int j = 0; j < kSteps; ++j)
@@ -358,9 +358,18 @@ class VectorMm {
         chunk_end = chunk_end < unit_end(group) ? chunk_end : unit_end(group);
         for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group);
       }
-      decode_chunk<kVectors>(panel, unit, chunk_end, begin, end, weights);
+      decode_chunk<kVectors>(panel, unit, chunk_end, weights);
+      // While this chunk is multiplied the next one comes into L2, a share with each tile.
+      const bool turn = chunk_end == end;
+      const uint8_t* next = codes(2 * panel + (turn ? 2 : 0)) + (turn ? begin : chunk_end) * aoq::kUnitBytes;
+      const uint8_t* next_vector = codes(2 * panel + (turn ? 3 : 1)) + (turn ? begin : chunk_end) * aoq::kUnitBytes;
+      const int64_t share = aoq::ceil_div((chunk_end - unit) * aoq::kUnitBytes, last - first);
       for (int64_t row = first_row(first), at = row, tile = first; tile < last; row = first_row(++tile)) {
         const int64_t rows = first_row(tile + 1) - row;
+        for (int64_t i = (tile - first) * share; i < (tile - first + 1) * share; i += 64) {
+          Engine::prefetch_far(next + i);
+          Engine::prefetch_far(next_vector + i);
+        }
         const X* x = x_.get() + row * steps_ + unit * kSteps * rows;
         float* tile_sums = sums + (row - at) * 2 * kLanes;
         const int64_t steps = (chunk_end - unit) * kSteps;
@@ -380,7 +389,7 @@ class VectorMm {
 #undef AOQ_ROWS
 
   template <int kVectors>
-  void decode_chunk(int64_t panel, int64_t unit, int64_t chunk_end, int64_t begin, int64_t end, float* weights) const {
+  void decode_chunk(int64_t panel, int64_t unit, int64_t chunk_end, float* weights) const {
     for (int v = 0; v < kVectors; ++v) {
       const uint8_t* stream = codes(2 * panel + v);
       float* out = weights + v * kLanes;
@@ -389,7 +398,6 @@ class VectorMm {
         const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
         for (; u < last; ++u) {
           const Raw raw = Engine::load_raw(stream + u * aoq::kUnitBytes);
-          prefetch(2 * panel + v, u, begin, end);
 #pragma GCC unroll 8
           for (int j = 0; j < kSteps; ++j, out += kVectors * kLanes)
             if constexpr (Engine::kInt8 || Engine::kScaleLast)
