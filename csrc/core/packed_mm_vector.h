@@ -137,7 +137,7 @@ class VectorMm {
         units_(aoq::ceil_div(p.k, Engine::kUnitK)),
         groups_(aoq::ceil_div(p.k, p.group)),
         steps_(units_ * kSteps),
-        fused_(p.m <= clamp(Engine::kFusedRows * p.group / 128, kFusedTile, Engine::kFusedRows)),
+        fused_(p.m <= clamp(Engine::kFusedRows * clamp(p.group, 1, 128) / 128, kFusedTile, Engine::kFusedRows)),
         tiles_(aoq::ceil_div(p.m, fused_ ? kFusedTile : kTileRows)),
         vectors_(aoq::ceil_div(p.n, kLanes)),
         panels_(aoq::ceil_div(vectors_, 2)),
