@@ -5,11 +5,12 @@
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+CUTLASS := nvidia-cutlass==4.2.0.0# headers; what else it asks for, nothing here needs
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-CSRC   := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
+CSRC   := $(shell find csrc cmake third_party -type f) CMakeLists.txt pyproject.toml
 PYSRC  := $(shell find python -name '*.py' -o -name py.typed)
 # A variant of the package beside the installed one: $(call variant,NAME,CMAKE DEFINES)
 variant = $(PIP) install --no-build-isolation --no-deps --upgrade --target build/$(1) \
@@ -23,6 +24,7 @@ build: build/.installed
 $(VENV)/.ready: pyproject.toml scripts/venv.sh
 	PYTHON=$(PYTHON) sh scripts/venv.sh $(VENV)
 	$(PIP) install "$(TORCH)" cmake ninja "scikit-build-core>=0.10"
+	$(PIP) install --no-deps "$(CUTLASS)"
 	touch $@
 
 build/.installed: $(VENV)/.ready $(CSRC) $(PYSRC)
@@ -31,7 +33,6 @@ build/.installed: $(VENV)/.ready $(CSRC) $(PYSRC)
 
 build/.test-tools: $(VENV)/.ready build/.installed
 	$(PIP) install --no-build-isolation '.[test,lint]'
-	$(PIP) install --no-deps nvidia-cutlass==4.2.0.0  # headers: what tests compare layouts with
 	touch $@
 
 build/.emulated: build/.installed

@@ -1,5 +1,7 @@
 # Adds libaoq_cuda if AOQ_CUDA allows. Sets AOQ_CUDA_TARGET, and AOQ_CUDA_BUILT: with what it is built, or "no: " and why.
+# AOQ_CUTLASS_BUILT says the same of the kernels that are made with CUTLASS.
 set(AOQ_CUDA_TARGET)
+set(AOQ_CUTLASS_BUILT "no: built without CUDA kernels")
 if(NOT AOQ_CUDA)
   set(AOQ_CUDA_BUILT "no: built with AOQ_CUDA=OFF")
   return()
@@ -25,10 +27,23 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 enable_language(CUDA)
 
+# Kernels made with CUTLASS: only where it is. Their lines in kernels_cuda.inc then have no function.
+include(third_party/cutlass.cmake)
+file(GLOB AOQ_CUTLASS_SOURCES CONFIGURE_DEPENDS csrc/*/*_cutlass_*.cu)
+if(NOT CUTLASS_INCLUDE_DIRS)
+  list(REMOVE_ITEM AOQ_CUDA_SOURCES ${AOQ_CUTLASS_SOURCES})
+endif()
+# GDC: griddepcontrol, so that a kernel starts while the one before it ends.
+set_property(SOURCE ${AOQ_CUTLASS_SOURCES} APPEND PROPERTY COMPILE_DEFINITIONS CUTLASS_ENABLE_GDC_FOR_SM90)
+
 add_library(aoq_cuda SHARED ${AOQ_CUDA_SOURCES})
 aoq_use_torch(aoq_cuda)
 target_compile_definitions(aoq_cuda PRIVATE USE_CUDA)
 target_include_directories(aoq_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+if(CUTLASS_INCLUDE_DIRS)
+  target_compile_definitions(aoq_cuda PRIVATE AOQ_CUTLASS)
+  target_include_directories(aoq_cuda SYSTEM PRIVATE ${CUTLASS_INCLUDE_DIRS})
+endif()
 target_compile_options(aoq_cuda PRIVATE
   $<$<COMPILE_LANGUAGE:CXX>:-O3;-Wall;-Wextra>
   $<$<COMPILE_LANGUAGE:CUDA>:-O3;--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra>)

@@ -20,6 +20,7 @@ std::map<std::string, std::string> build_info() {
       {"compiler", AOQ_COMPILER},
       {"torch_target", "2.10"},
       {"cuda", AOQ_CUDA},
+      {"cutlass", AOQ_CUTLASS},  // the version, or why not
 #if defined(AOQ_EMULATE_AMX)
       {"amx", "emulated, for tests"},
 #else

@@ -6,6 +6,7 @@ Everything is printed and written as it comes, under build/gpu: what is cut shor
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -43,6 +44,9 @@ def install(wheel: Path | None) -> str:
         subprocess.run([*pip, str(wheel)], check=True)
         return str(wheel)
     build = [f"build-dir={OUT / 'cmake'}", "cmake.define.AOQ_CUDA=ON"]
+    if importlib.util.find_spec("cutlass_library") is None:  # without it, what is made with CUTLASS is left out
+        headers = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "nvidia-cutlass==4.2.0.0"]
+        subprocess.run(headers, check=False)
     subprocess.run([*pip, "--no-build-isolation", *(f"-C{option}" for option in build), str(ROOT)], check=True)
     return "this checkout"
 

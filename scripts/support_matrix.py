@@ -10,10 +10,11 @@ BEGIN, END = "<!-- support matrix: scripts/support_matrix.py -->\n", "<!-- end o
 def kernels(op: str, table: str = "kernels.inc") -> list[tuple[str, str]]:
     """(isa, kernel) of each line of an op's table, best first."""
     path = ROOT / "csrc" / op / table
-    shared = re.search(r'^#include "(\w+)/kernels', path.read_text(), re.MULTILINE) if path.exists() else None
+    text = path.read_text() if path.exists() else ""
+    shared = re.search(r'^#include "(\w+)/kernels', text, re.MULTILINE)
     if shared:
         return kernels(shared[1], table)
-    return re.findall(r"^AOQ_KERNEL\((\w+), (\w+)\)", path.read_text(), re.MULTILINE) if path.exists() else []
+    return re.findall(r"^AOQ_(?:CUTLASS_)?KERNEL\((\w+), (\w+)\)", text, re.MULTILINE)
 
 
 def cuda_kernels(op: str) -> list[tuple[str, str]]:

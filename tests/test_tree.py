@@ -46,13 +46,16 @@ def test_a_kernel_is_its_file_and_one_line(op):
     cpu, cuda = support_matrix.kernels(op), support_matrix.cuda_kernels(op)
     op = {"fp8_mm": "fp8_weight_mm"}.get(op, op)  # runs the other's kernels
     for listed, suffix, targets in ((cpu, "cpp", ISAS), (cuda, "cu", SMS)):
-        assert all(name == f"{op}_{target}" for target, name in listed)
+        assert all(re.fullmatch(rf"{op}_(\w+_)?{target}", name) for target, name in listed)
         files = {path.stem for path in CSRC.glob(f"{op}/{op}_*.{suffix}")} - {f"{op}_cuda"}
         assert files == {name for _, name in listed}
         order = [target for target, _ in listed]
         assert order == [target for target in targets if target in order], "best first"
     assert cpu[-1][0] == "ref"
     assert (CSRC / op / f"{op}_cuda.cpp").exists() or not cuda, "CUDA kernels have an entry"
+    table = CSRC / op / "kernels_cuda.inc"
+    with_cutlass = re.findall(r"^AOQ_CUTLASS_KERNEL\(\w+, (\w+)\)", table.read_text() if cuda else "", re.MULTILINE)
+    assert with_cutlass == [name for _, name in cuda if "_cutlass_" in name], "its name says how it is built"
 
 
 @pytest.mark.parametrize("path", SEALED, ids=lambda path: path.name)

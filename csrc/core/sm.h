@@ -1,5 +1,7 @@
 // CUDA kernels by the compute capability that they need. `<op>/kernels_cuda.inc` lists `AOQ_KERNEL(sm, function)` best
-// first, as kernels.inc does for the CPU; libaoq_cuda registers the tables when it loads.
+// first, as kernels.inc does for the CPU; libaoq_cuda registers the tables when it loads. A line
+// `AOQ_CUTLASS_KERNEL(sm, function)` is of a kernel made with CUTLASS: `<op>_cutlass_*_<sm>.cu`, built where CUTLASS
+// is.
 #pragma once
 #include <stdexcept>
 #include <string>
@@ -17,8 +19,15 @@ template <class Function>
 struct CudaKernel {
   Sm sm;
   const char* name;
-  Function run;
+  Function run;  // null: left out of this build
 };
+
+// What a table has as the function of a kernel made with CUTLASS.
+#if defined(AOQ_CUTLASS)
+#define AOQ_CUTLASS_FUNCTION(function) function
+#else
+#define AOQ_CUTLASS_FUNCTION(function) nullptr
+#endif
 
 struct CudaKernelName {
   Sm sm;
@@ -35,20 +44,27 @@ AOQ_API std::vector<std::string> cuda_kernel_names(const std::string& op, int ca
 template <class Function, size_t N>
 bool register_cuda_op(const char* op, const CudaKernel<Function> (&kernels)[N]) {
   std::vector<CudaKernelName> names;
-  for (const auto& kernel : kernels) names.push_back({kernel.sm, kernel.name});
+  for (const auto& kernel : kernels)
+    if (kernel.run) names.push_back({kernel.sm, kernel.name});
   return register_cuda_op(op, std::move(names));
 }
 
+// For the error of an op that none of its kernels can run: `left_out` names one that this build lacks, or is null.
+AOQ_API std::string no_kernel(const char* first, const char* left_out, int capability);
+
 template <class Function, size_t N>
 Function select(const CudaKernel<Function> (&kernels)[N], int capability) {
+  const char* left_out = nullptr;
   for (const auto& kernel : kernels) {
     if (!allowed(kernel.sm, capability)) continue;
+    if (!kernel.run) {
+      if (!left_out) left_out = kernel.name;
+      continue;
+    }
     last_kernel.store(kernel.name, std::memory_order_relaxed);
     return kernel.run;
   }
-  throw std::runtime_error(std::string(kernels[0].name) + " and its likes do not run on compute capability " +
-                           std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
-                           ": aoq's CUDA kernels need 8.0 or more, and AOQ_SM to allow it");
+  throw std::runtime_error(no_kernel(kernels[0].name, left_out, capability));
 }
 
 }  // namespace aoq

@@ -265,6 +265,7 @@ def _print_installation() -> None:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "compiler": _C.build_info()["compiler"],
         "CUDA": _cuda(),
+        "CUTLASS": _C.build_info()["cutlass"],
         "ISA": f"{_C.isa()}; this machine has {', '.join(_C.isas())}",
         "threads": str(torch.get_num_threads()),
     }
