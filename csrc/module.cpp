@@ -15,18 +15,18 @@
 
 namespace {
 
-std::map<std::string, std::string> build_info() {
-  return {
-      {"compiler", AOQ_COMPILER},
-      {"torch_target", "2.10"},
-      {"cuda", AOQ_CUDA},
-      {"cutlass", AOQ_CUTLASS},  // the version, or why not
 #if defined(AOQ_EMULATE_AMX)
-      {"amx", "emulated, for tests"},
+constexpr const char* kAmx = "emulated, for tests";
 #else
-      {"amx", "native"},
+constexpr const char* kAmx = "native";
 #endif
-  };
+
+std::map<std::string, std::string> build_info() {
+  return {{"compiler", AOQ_COMPILER},
+          {"torch_target", "2.10"},
+          {"cuda", AOQ_CUDA},
+          {"cutlass", AOQ_CUTLASS},
+          {"amx", kAmx}};
 }
 
 std::vector<std::string> isas() {
