@@ -1,0 +1,1 @@
+"""What benchmarks/cuda.py is made of: figures, problems, contenders, timing."""
