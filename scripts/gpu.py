@@ -1,20 +1,28 @@
-"""What `make gpu` does on a machine with a CUDA device: aoq's GPU tests, then its benchmark, in under ten minutes.
+"""What `make gpu` does on a machine with a CUDA device: aoq's GPU tests, then figures of its ops and of whole models.
 
-Needs a Python with a torch built for CUDA, pytest and what aoq depends on; any torch >= 2.10. Takes the wheel in
-build/wheel (`make wheel`, on any machine with nvcc: one for every Python and torch) or else builds the checkout.
-Everything is printed and written as it comes, under build/gpu: what is cut short keeps what it had.
+All in under ten minutes. `--only` chooses among these stages; each has a share of the time, and the later ones what is
+left.
+
+Needs a Python with a torch built for CUDA, pytest and what aoq depends on; any torch >= 2.10. Whole models also need
+transformers. Takes the wheel in build/wheel (`make wheel`, on any machine with nvcc: one for every Python and torch) or
+else builds the checkout. Everything is printed and written as it comes, under build/gpu: what is cut short keeps what
+it had.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "gpu"
@@ -51,29 +59,86 @@ def install(wheel: Path | None) -> str:
     return "this checkout"
 
 
-def run_tests(environment: dict[str, str], seconds: float) -> dict[str, object]:
+# Of the time that is left when a stage begins; the last takes all.
+SHARES = {"tests": 0.35, "ops": 0.6, "models": 1.0}
+
+
+def budgets(stages: Sequence[str], left: float) -> dict[str, float]:
+    """Seconds for each stage if those before it use all of theirs."""
+    found = {}
+    for stage in stages:
+        found[stage] = left * (1.0 if stage == stages[-1] else SHARES[stage])
+        left -= found[stage]
+    return found
+
+
+def run(command: Sequence[str], environment: Mapping[str, str], seconds: float, grace: float = 20) -> int | None:
+    """The exit status; None where it was interrupted, as Ctrl-C would, after `seconds`, and killed `grace` later."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # pytest and the benchmarks write what they have
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(grace)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return None
+
+
+def run_tests(environment: Mapping[str, str], seconds: float) -> dict[str, object]:
+    """Every op first, then each by itself, compute-sanitizer last: it is slowest."""
     report = OUT / "tests.xml"
     report.unlink(missing_ok=True)
     # Only these: the suite's own settings ask for more than a GPU machine may have.
     options = ["-q", "-rfE", "--durations=5", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "tests/gpu"]
-    command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", "tests/gpu"]
-    try:
-        code = subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds).returncode
-    except subprocess.TimeoutExpired:
-        return {"passed": False, "why": f"not done after {seconds:.0f} s"}
+    files = sorted((ROOT / "tests/gpu").glob("test_*.py"), key=lambda file: (TEST_ORDER.get(file.stem, 1), file.name))
+    tests = [str(file.relative_to(ROOT)) for file in files]
+    code = run([sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *tests], environment, seconds)
+    found: dict[str, object] = {"passed": code == 0}
+    if code is None:
+        found["why"] = f"not done after {seconds:.0f} s"
     if not report.exists():
-        return {"passed": False, "why": f"pytest exited with {code}"}
+        return {"why": f"pytest exited with {code}", **found}
     counts = next(iter(ET.parse(report).getroot())).attrib
-    return {"passed": code == 0, **{name: int(counts[name]) for name in ("tests", "failures", "errors", "skipped")}}
+    return found | {name: int(counts[name]) for name in ("tests", "failures", "errors", "skipped")}
+
+
+TEST_ORDER = {"test_every_op": 0, "test_sanitizer": 2}
+
+
+def run_ops(environment: Mapping[str, str], seconds: float) -> dict[str, object]:
+    # What is left of a case that began in time is finished.
+    command = [sys.executable, "benchmarks/cuda.py", "--out", str(OUT), "--minutes", f"{0.85 * seconds / 60:.2f}"]
+    return ended(run(command, environment, seconds))
+
+
+def run_models(environment: Mapping[str, str], seconds: float, models: Sequence[str]) -> dict[str, object]:
+    """Each model in a process of its own, with what is left of the time: what is done is kept."""
+    found: dict[str, object] = {"passed": True}
+    end = time.monotonic() + seconds
+    for i, model in enumerate(models):
+        left = (end - time.monotonic()) / (len(models) - i)
+        command = [sys.executable, "-m", "aoq", "bench", "--device", "cuda", "--random-model", model, "--compile"]
+        command += ["--minutes", f"{0.9 * left / 60:.2f}", "--json", str(OUT / f"{model}.json")]
+        found[model] = answer = ended(run(command, environment, left))
+        found["passed"] = bool(found["passed"] and answer["passed"])
+    return found
+
+
+def ended(code: int | None) -> dict[str, object]:
+    return {"passed": code == 0, **({"why": "cut short: its time was up"} if code is None else {"exit": code})}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", type=Path, help="by default that in build/wheel, if CUDA is in it")
     parser.add_argument("--minutes", type=float, default=9, help="for all of it, building included")
-    parser.add_argument("--no-tests", action="store_true")
-    parser.add_argument("--no-benchmark", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=list(SHARES), default=list(SHARES), help="which stages")
+    parser.add_argument("--models", nargs="+", default=["llama-3.1-8b", "smollm2-135m", "llama-3.2-1b"])
     args = parser.parse_args()
+    stages = [stage for stage in SHARES if stage in args.only]
     start = time.monotonic()
     reason = why_not()
     if reason:
@@ -84,7 +149,7 @@ def main() -> None:
     wheels = [file for file in (ROOT / "build/wheel").glob("aoq-*.whl") if has_cuda(file)]
     source = install(args.wheel or (wheels[0] if wheels else None))
     environment = {**os.environ, "PYTHONPATH": str(SITE), "PYTHONUNBUFFERED": "1"}
-    summary = {
+    summary: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "python": sys.version.split()[0],
@@ -99,21 +164,20 @@ def main() -> None:
 
     write()
     print(json.dumps(summary, indent=2), flush=True)
-    subprocess.run([sys.executable, "-m", "aoq"], env=environment, check=True)
-    left = args.minutes * 60 - (time.monotonic() - start)
-    if not args.no_tests:
-        summary["tests"] = run_tests(environment, left if args.no_benchmark else left / 2)
-        summary["tested_s"] = round(time.monotonic() - start, 1)
+    subprocess.run([sys.executable, "-m", "aoq"], env=environment)
+    for i, stage in enumerate(stages):
+        seconds = budgets(stages[i:], args.minutes * 60 - (time.monotonic() - start))[stage]
+        print(f"\n==== {stage}, at most {seconds:.0f} s", flush=True)
+        if stage == "tests":
+            summary[stage] = run_tests(environment, seconds)
+        elif stage == "ops":
+            summary[stage] = run_ops(environment, seconds)
+        else:
+            summary[stage] = run_models(environment, seconds, args.models)
+        summary[f"{stage}_end_s"] = round(time.monotonic() - start, 1)
         write()
-    if not args.no_benchmark:
-        left = args.minutes * 60 - (time.monotonic() - start)
-        command = [sys.executable, "benchmarks/cuda.py", "--out", str(OUT), "--minutes", f"{left / 60:.2f}"]
-        summary["benchmark_exit"] = subprocess.run(command, cwd=ROOT, env=environment).returncode
-    summary["total_s"] = round(time.monotonic() - start, 1)
-    write()
     print(json.dumps(summary, indent=2), flush=True)
-    passed = args.no_tests or summary["tests"]["passed"]  # type: ignore[index]
-    sys.exit(0 if passed and not summary.get("benchmark_exit") else 1)
+    sys.exit(0 if all(summary[stage]["passed"] for stage in stages) else 1)
 
 
 if __name__ == "__main__":
