@@ -213,6 +213,8 @@ def bench(
     ] = None,
     random_model: Annotated[list[str] | None, typer.Option(help="The same by name: llama-3.2-1b, ...")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Models also under torch.compile.")] = False,
+    device: Annotated[str, typer.Option(help="Of models: cpu or cuda.")] = "cpu",
+    minutes: Annotated[float | None, typer.Option(help="Of models: begin nothing later than this.")] = None,
     prompt: Annotated[int, typer.Option(help="Tokens that a model reads.")] = 512,
     steps: Annotated[int, typer.Option(help="Tokens that it then writes.")] = 32,
     quick: Annotated[bool, typer.Option("--quick", help="A small shape, few rounds: a minute.")] = False,
@@ -227,6 +229,7 @@ def bench(
 
     threads = threads or torch.get_num_threads()
     model_names = command.check_models(model or (), random_model or ())
+    command.check_device(device, model_names)
     settings = measure.Settings(
         command.parse_shapes("576x1536" if quick else shapes),
         command.parse_numbers("--m", "1,16" if quick else m),
@@ -236,7 +239,15 @@ def bench(
         0.02 if quick else seconds,
     )
     model_settings = models.ModelSettings(
-        model_names, 64 if quick else prompt, 8 if quick else steps, group_size, threads, settings.rounds, compile_
+        model_names,
+        64 if quick else prompt,
+        8 if quick else steps,
+        group_size,
+        threads,
+        settings.rounds,
+        compile_,
+        device,
+        minutes,
     )
     entries = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or ())
     chosen = command.chosen(entries, op or (), only or ())

@@ -1,13 +1,17 @@
 """Whole models: a tiny one, measured under contenders that can and cannot."""
 
+import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from aoq.bench import models
+from aoq.bench.command import check_device
 from aoq.bench.measure import entries
 from aoq.bench.models import ModelMeasurement, ModelSettings
 from aoq.bench.report import Spread, model_figures, print_report, problems
@@ -62,6 +66,30 @@ def test_what_cannot_is_reported(report):
     assert "good" not in statuses  # it quantizes no models
 
 
+def test_when_the_time_is_up_what_is_left_is_left_out(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    chosen = [entry for entry in entries(sys.executable) if entry.name in ("aoq int4", "torch bf16")]
+    settings = ModelSettings([str(tmp_path)], prompt=20, steps=3, group_size=32, rounds=2, minutes=0.0)
+    found = ModelMeasurement(settings, chosen).run().json()
+    assert found["models"] == []
+    ticks = itertools.chain([0, 0, 0, 0], itertools.repeat(50))  # seconds: the second one would be loaded too late
+    monkeypatch.setattr(models, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    found = ModelMeasurement(dataclasses.replace(settings, minutes=1.0), chosen).run().json()
+    first, second = found["models"][0]["results"]
+    assert first["status"] == "ok" and len(first["next"]) == 2
+    assert (second["status"], second["why"], second["next"]) == ("unsupported", "the time was up", [])
+
+
+def test_devices():
+    on_cuda = ModelMeasurement(ModelSettings([], device="cpu"), entries(sys.executable)).entries
+    assert {"torch bf16", "aoq int4", "aoq int8", "aoq int8-int4"} <= {entry.name for entry in on_cuda}
+    assert all("cuda" in entry.cls.devices for entry in on_cuda if entry.ours)
+    with pytest.raises(ValueError, match="expected cpu or cuda, got gpu"):
+        check_device("gpu", ["llama-3.2-1b"])
+    with pytest.raises(ValueError, match=r"benchmarks/cuda\.py times ops"):
+        check_device("cuda", [])
+
+
 def test_ratios_are_paired():
     results = [
         {"contender": "ours", "status": "ok", "first": [1.0, 10.0], "next": [0.1, 0.2]},
@@ -89,7 +117,7 @@ def test_the_table(report):
 def test_named_shapes_are_models():
     from transformers import AutoConfig
 
-    sizes = {"llama-3.2-1b": 1.24e9, "llama-3.2-3b": 3.21e9, "llama-3.1-8b": 8.03e9}
+    sizes = {"smollm2-135m": 1.345e8, "llama-3.2-1b": 1.24e9, "llama-3.2-3b": 3.21e9, "llama-3.1-8b": 8.03e9}
     for name, shape in models.SHAPES.items():
         config = AutoConfig.for_model(**shape)
         kv = config.num_key_value_heads * config.head_dim

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
@@ -62,6 +63,16 @@ def check_models(directories: Sequence[Path], random: Sequence[str]) -> list[str
         if name not in SHAPES:
             raise ValueError(f"--random-model: expected one of {', '.join(SHAPES)}, got {name}")
     return [*map(str, directories), *random]
+
+
+def check_device(device: str, models: Sequence[str]) -> None:
+    """Raises ValueError for one that is not known, RuntimeError for one that is not there."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda, got {device}")
+    if device == "cuda" and not models:
+        raise ValueError("--device cuda: is for models (--model, --random-model); benchmarks/cuda.py times ops")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("--device cuda: torch finds no CUDA device")
 
 
 def parse_pythons(values: Sequence[str]) -> dict[str, str]:

@@ -107,6 +107,7 @@ class Contender:
         raise NotImplementedError
 
     models: ClassVar[bool] = False  # whether `quantize_model` is there
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)  # that it can be for
 
     def quantize_model(self, model: torch.nn.Module, selects: Selects, group_size: int) -> None:
         """Quantizes in place those linears of a transformers model that `selects` selects, by module and name."""

@@ -16,10 +16,11 @@ from aoq import _C
 _FLAGS = ("fma", "f16c", "avx2", "avx_vnni", "avx512", "amx", "asimd", "sve", "i8mm", "bf16")
 
 
-def describe(threads: int) -> dict[str, Any]:
+def describe(threads: int, device: str = "cpu") -> dict[str, Any]:
     """The machine and the software, as JSON."""
     return {
         "cpu": cpu_name(),
+        **({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
         "flags": [flag for flag in _cpuinfo("flags", "Features").split() if flag.startswith(_FLAGS)],
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 from . import machine
 from .measure import Entry, Json, Progress, Report, Session
 
+_LATE = {"status": "unsupported", "why": "the time was up"}
 LOAD_SECONDS, TURN_SECONDS = 900.0, 600.0  # then it hangs; compiling is part of a first turn
 
 _LLAMA: Json = {
@@ -25,12 +27,23 @@ _LLAMA: Json = {
     "rope_theta": 500000.0,
     "vocab_size": 128256,
 }
+_SMOLLM2_135M = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 30,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100000.0,
+    "vocab_size": 49152,
+}
 _LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_hidden_layers": 16}
 _LLAMA_3B = {"hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24, "num_hidden_layers": 28}
 _LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_hidden_layers": 32}
 
 # config.json of models whose weights are not needed to time them.
 SHAPES: dict[str, Json] = {
+    "smollm2-135m": {**_LLAMA, **_SMOLLM2_135M, "tie_word_embeddings": True},
     "llama-3.2-1b": {**_LLAMA, **_LLAMA_1B, "tie_word_embeddings": True},
     "llama-3.2-3b": {**_LLAMA, **_LLAMA_3B, "head_dim": 128, "tie_word_embeddings": True},
     "llama-3.1-8b": {**_LLAMA, **_LLAMA_8B, "head_dim": 128, "tie_word_embeddings": False},
@@ -48,27 +61,36 @@ class ModelSettings:
     threads: int = 1
     rounds: int = 5
     compiled: bool = False  # compiled too, not only eager
+    device: str = "cpu"  # or "cuda"
+    minutes: float | None = None  # begin nothing later than this
 
 
 class ModelMeasurement(Session):
     """Measures models as `settings` say, under each entry that can quantize one.
 
     The report's models: name, prompt, steps, group_size, compiled; results: for each contender status; bytes of its
-    parameters; peak bytes of its process; seconds to the first token and of the next ones, by round.
+    parameters; peak bytes of its process, or on CUDA of its tensors; seconds to the first token and of the next ones,
+    by round.
     """
 
     def __init__(self, settings: ModelSettings, entries: Sequence[Entry], progress: Progress = lambda *_: None) -> None:
         names = [model if model in SHAPES else Path(model).resolve().name for model in settings.models]
-        report = Report(machine.describe(settings.threads), dataclasses.asdict(settings) | {"models": names})
-        super().__init__(report, [entry for entry in entries if entry.cls.models], progress)
+        about = machine.describe(settings.threads, settings.device)
+        report = Report(about, dataclasses.asdict(settings) | {"models": names})
+        can = [entry for entry in entries if entry.cls.models and settings.device in entry.cls.devices]
+        super().__init__(report, can, progress)
         self.settings = settings
+        self.end = float("inf") if settings.minutes is None else time.monotonic() + 60 * settings.minutes
 
     def measure(self) -> None:
         settings = self.settings
-        ways = (False, True) if settings.compiled else (False,)
+        # What a device is chosen for comes first, should the time not do for both.
+        ways = (settings.device == "cuda", settings.device != "cuda") if settings.compiled else (False,)
         self.steps = len(settings.models) * len(ways) * (1 + settings.rounds)
         for model in settings.models:
             for compiled in ways:
+                if time.monotonic() > self.end:
+                    return
                 with TemporaryDirectory() as scratch:
                     source = Path(model)
                     if model in SHAPES:
@@ -82,7 +104,8 @@ class ModelMeasurement(Session):
     def model(self, name: str, source: Path, compiled: bool) -> None:
         settings = self.settings
         text = f"{name}{', compiled' if compiled else ''}"
-        self.start("model", {"threads": settings.threads})
+        begun = time.monotonic()
+        self.start("model", {"threads": settings.threads, "device": settings.device})
         results: list[Json] = []
         self.report.models.append(
             {
@@ -96,6 +119,9 @@ class ModelMeasurement(Session):
             }
         )
         for contender in [entry.name for entry in self.entries if entry.name in self.workers]:
+            if time.monotonic() - begun > 0.7 * (self.end - begun):  # what is loaded is to be measured, too
+                results.append({"contender": contender, **_LATE, "first": [], "next": []})
+                continue
             self.step(f"{text}: {contender} loads and quantizes", 0)
             group_size = settings.group_size
             load = {"source": str(source.resolve()), "group_size": group_size, "compiled": compiled}
@@ -107,6 +133,8 @@ class ModelMeasurement(Session):
             results.append({"contender": contender, **answer, "first": [], "next": []})
         self.step(text)
         for round_ in range(settings.rounds):
+            if round_ and time.monotonic() > self.end:
+                break
             first = round_ % max(len(results), 1)
             for result in results[first:] + results[:first]:
                 if result["status"] != "ok":

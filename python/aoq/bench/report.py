@@ -265,7 +265,8 @@ def print_report(report: Json, console: Console) -> None:
 def machine_line(report: Json) -> str:
     about, settings = report["machine"], report["settings"]
     priority = "" if about["scheduling"] == "normal" else f" at {about['scheduling']} priority"
+    where = about.get("gpu") or f"{about['cpu']} ({about['aoq']['isas'][0]}), {settings['threads']} threads{priority}"
     return (
-        f"{about['cpu']} ({about['aoq']['isas'][0]}), {settings['threads']} threads{priority}, torch {about['torch']}, "
+        f"{where}, torch {about['torch']}, "
         f"aoq {about['aoq']['version']}: medians of {settings['rounds']} rounds, ratios with their quartiles."
     )

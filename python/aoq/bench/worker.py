@@ -126,9 +126,11 @@ class Stand:
 class ModelStand:
     """Serves a whole language model: `load` it, then `turn` after turn."""
 
-    def __init__(self, threads: int, file: str, contender: str) -> None:
+    def __init__(self, threads: int, file: str, contender: str, device: str = "cpu") -> None:
         torch.set_num_threads(threads)
         self.contender = contenders_in(Path(file))[contender](threads)
+        self.device = torch.device(device)
+        self.caches: dict[int, Any] = {}
 
     def hello(self) -> Answer:
         import transformers
@@ -148,46 +150,81 @@ class ModelStand:
         model: Any
         if any(Path(source).glob("*.safetensors")):
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            model = model.to(self.device)
         else:
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+            with self.device:
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
         head = model.get_output_embeddings()
         self.contender.quantize_model(
             model, lambda module, name: isinstance(module, torch.nn.Linear) and module is not head, group_size
         )
         for param in model.parameters():
-            if not hasattr(param, "__tensor_flatten__"):
+            if not hasattr(param, "__tensor_flatten__") and not param.is_cuda:
                 param.data = param.data.clone()  # or the whole file stays mapped, and counts as memory
         self.model, self.compiled = model.eval(), compiled
-        self.forward = torch.compile(model, dynamic=False) if compiled else model
+        self.read: Any = torch.compile(model, dynamic=False) if compiled else model
+        # On CUDA a step is shorter than its launches, so it is a graph.
+        graphs = compiled and self.device.type == "cuda"
+        self.write = torch.compile(model, dynamic=False, mode="reduce-overhead") if graphs else self.read
         parts = [part for param in model.parameters() for part in _parts(param)]
         nbytes = sum(part.nbytes for part in {part.data_ptr(): part for part in parts}.values())
-        _forget_peak_memory()
+        self.forget_peak()
         return {"bytes": nbytes, "parameters": sum(param.numel() for param in model.parameters())}
 
     def turn(self, prompt: int, steps: int) -> Answer:
         """Seconds to the first token after `prompt` tokens, and of each of the `steps` tokens after that."""
-        from transformers import DynamicCache, StaticCache
+        from transformers import DynamicCache
 
         config = self.model.config
-        cache: Any = StaticCache(config, prompt + steps) if self.compiled else DynamicCache(config=config)
+        cache: Any = self.static_cache(prompt + steps) if self.compiled else DynamicCache(config=config)
         most = min(config.vocab_size, 30_000)
-        ids = torch.randint(most // 20, most, (1, prompt), generator=torch.Generator().manual_seed(0))
-        positions = torch.arange(prompt + steps)[None]
+        ids = torch.randint(most // 20, most, (1, prompt), generator=torch.Generator().manual_seed(0)).to(self.device)
+        positions = torch.arange(prompt + steps, device=self.device)[None]
 
-        def next_token(ids: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def next_token(forward: Any, ids: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
             at = positions[:, start : start + ids.shape[1]].clone()
-            out = self.forward(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            if self.device.type == "cuda":
+                torch.compiler.cudagraph_mark_step_begin()  # what the step before returned is not used any more
+            out = forward(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=1)
             return out.logits, out.logits[:, -1:].argmax(-1)
 
-        begun = time.perf_counter()
-        logits, token = next_token(ids, 0)
-        read = time.perf_counter()
+        begun = self.now()
+        logits, token = next_token(self.read, ids, 0)
+        read = self.now()
         for step in range(steps):
-            logits, token = next_token(token, prompt + step)
-        written = time.perf_counter()
+            logits, token = next_token(self.write, token, prompt + step)
+        written = self.now()
         if not bool(logits.isfinite().all()):
             raise ValueError("the logits are not finite")
-        return {"first": read - begun, "next": (written - read) / steps, "peak": _peak_memory()}
+        return {"first": read - begun, "next": (written - read) / steps, "peak": self.peak()}
+
+    def static_cache(self, length: int) -> Any:
+        """An empty one; on CUDA always the same, whose addresses are in a graph."""
+        from transformers import StaticCache
+
+        if length not in self.caches or self.device.type == "cpu":
+            self.caches = {length: StaticCache(self.model.config, length)}
+        cache = self.caches[length]
+        if any(getattr(layer, "is_initialized", False) for layer in cache.layers):
+            cache.reset()
+        return cache
+
+    def now(self) -> float:
+        """Seconds, when all that was asked for is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def forget_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            _forget_peak_memory()
+
+    def peak(self) -> int:
+        """Bytes of this process's memory at most since then, on CUDA of its tensors."""
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _peak_memory()
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:

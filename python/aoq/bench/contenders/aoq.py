@@ -14,6 +14,7 @@ from ..contender import Contender, Problem, Selects
 class _Aoq(Contender):
     package = "aoq"
     models = True
+    devices = ("cpu", "cuda")
 
     def config(self, group_size: int) -> Any:
         raise NotImplementedError

@@ -17,6 +17,7 @@ class TorchBf16(Contender):
     package = "torch"
     w_rounded = False
     models = True
+    devices = ("cpu", "cuda")
 
     def weight(self, problem: Problem) -> tuple[Any, Tensor]:
         return problem.w, problem.w

@@ -16,6 +16,7 @@ _INT4: Any = torch.int4  # type: ignore[attr-defined]
 class _Torchao(Contender):
     package = "torchao"
     models = True
+    devices = ("cpu", "cuda")
 
     def __init__(self, threads: int) -> None:
         import torchao.quantization
