@@ -1,6 +1,6 @@
 # make demo   the main job on a real chat model: quantize, save, reload, answer; size, quality and speed beside bf16
 # make test   everything that a machine without a GPU can prove
-# make gpu    on a machine with one: its tests and its benchmark
+# make gpu    on a machine with one: its tests, figures of ops and of whole models
 # Also: build, wheel, lint, bench, sanitize, test-integrations, clean. Each makes what it needs, from nothing.
 
 PYTHON ?= python3
@@ -91,8 +91,8 @@ sanitize: build/.test-tools build/.sanitized
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
 
-# On a machine with a CUDA device and a torch for it: its tests and its benchmark, in under ten minutes. GPU_PYTHON has that
-# torch. Takes the wheel that `make wheel` makes, on any machine with nvcc, or builds this checkout.
+# On a machine with a CUDA device and a torch for it: its tests and figures, in under ten minutes; GPU_ARGS="--only tests"
+# chooses a stage. GPU_PYTHON has that torch. Takes the wheel that `make wheel` makes, on any machine with nvcc, or builds this checkout.
 GPU_PYTHON ?= python3
 gpu:
 	$(GPU_PYTHON) scripts/gpu.py $(GPU_ARGS)

@@ -85,7 +85,7 @@ main()
         (["--op", "int5_mm"], "--op: expected one of int4_mm, int8_int4_mm, int8_mm, got int5_mm"),
         (["--only", "tensorflow"], "--only: expected part of one of aoq int4"),
         (["--model", "/no/such/model"], "--model: /no/such/model has no config.json"),
-        (["--random-model", "gpt-9"], "--random-model: expected one of llama-3.2-1b"),
+        (["--random-model", "gpt-9"], "--random-model: expected one of smollm2-135m"),
         (["--plot", "roofline.xyz"], "--plot: expected a file name that ends in .png"),
         (["--python", "torch"], "--python: expected PEER=PYTHON"),
         (["--python", "torch=/no/such/python"], "--python: expected PEER=PYTHON"),
