@@ -26,6 +26,7 @@ from aoq import (
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
     MappingType,
     PerRow,
     config_to_dict,
@@ -111,6 +112,7 @@ def test_options(tmp_path: Path) -> None:
     ("options", "config", "shown"),
     [
         (["int8"], Int8DynamicActivationInt8WeightConfig(), "int8 "),
+        (["int8-weight"], Int8WeightOnlyConfig(), "int8 "),
         (["int8-int4"], Int8DynamicActivationInt4WeightConfig(), "int8-int4 g32"),
         (["fp8"], Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), "float8 "),
         (["fp8-weight"], Float8WeightOnlyConfig(), "float8 "),

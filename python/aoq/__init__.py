@@ -6,7 +6,6 @@ import aoq_autoload
 from aoq.config import (
     AOBaseConfig,
     FqnToConfig,
-    Int8WeightOnlyConfig,
     MappingType,
     ModuleFqnToConfig,
     PerAxis,
@@ -30,6 +29,7 @@ from aoq.tensors import (
     Int8DynamicActivationInt8WeightConfig,
     Int8Int4Tensor,
     Int8Tensor,
+    Int8WeightOnlyConfig,
     QuantizedTensor,
 )
 

@@ -26,7 +26,7 @@ from aoq.config import AOBaseConfig, MappingType, PerRow, config_from_dict
 from aoq.ops.kernels import kernels
 from aoq.tensors.fp8 import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig
 from aoq.tensors.int4 import Int4WeightOnlyConfig
-from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig
+from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from aoq.tensors.int8_int4 import Int8DynamicActivationInt4WeightConfig
 
 P = ParamSpec("P")
@@ -68,7 +68,7 @@ def quantize(
     source: Annotated[Path, typer.Argument(help="A directory with safetensors weights, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
     config: Annotated[
-        str, typer.Option(help="int4, int8, int8-int4, fp8, fp8-weight, or a config's JSON file.")
+        str, typer.Option(help="int4, int8, int8-weight, int8-int4, fp8, fp8-weight, or a config's JSON file.")
     ] = "int4",
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale; by default int4: 128, int8-int4: 32.")
@@ -122,6 +122,7 @@ def convert(
 
 _NAMED: dict[str, Callable[[], AOBaseConfig]] = {
     "int8": Int8DynamicActivationInt8WeightConfig,
+    "int8-weight": Int8WeightOnlyConfig,
     "fp8": lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
     "fp8-weight": Float8WeightOnlyConfig,
 }
@@ -196,7 +197,7 @@ def info(
 @app.command()
 @one_line_errors
 def bench(
-    op: Annotated[list[str] | None, typer.Option(help="int4_mm, int8_int4_mm or int8_mm; may be repeated.")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="int4_mm, int8_mm, fp8_mm ...; may be repeated.")] = None,
     shapes: Annotated[str, typer.Option(help="Weights, out x in: NxK,NxK,...")] = "4096x4096",
     m: Annotated[str, typer.Option("--m", help="Rows of x (tokens).")] = "1,4,16,64,256",
     group_size: Annotated[int, typer.Option(help="int4 weights that share a scale.")] = 128,

@@ -123,15 +123,7 @@ class MappingType(enum.Enum):
     ASYMMETRIC = enum.auto()
 
 
-# ---- configs without a tensor format of their own ------------------------------------------------------
-
-
-@dataclass
-class Int8WeightOnlyConfig(AOBaseConfig):
-    """int8 weights with a scale per row or group of `group_size`; activations as given."""
-
-    group_size: int | None = None
-    granularity: Granularity = PerRow()
+# ---- a config of configs ------------------------------------------------------------------------------
 
 
 Rules: TypeAlias = "dict[str, AOBaseConfig | None]"

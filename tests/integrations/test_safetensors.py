@@ -16,6 +16,7 @@ from aoq import (
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
     MappingType,
     QuantizedTensor,
     quantize_,
@@ -32,6 +33,7 @@ CONFIGS = [
     Int8DynamicActivationInt4WeightConfig(16, MappingType.ASYMMETRIC),
     Float8DynamicActivationFloat8WeightConfig(activation_value_ub=3.0),
     Float8WeightOnlyConfig(torch.float8_e5m2),
+    Int8WeightOnlyConfig(),
 ]
 
 

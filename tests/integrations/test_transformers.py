@@ -24,6 +24,7 @@ from aoq import (
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
     MappingType,
     QuantizedTensor,
     quantize_,
@@ -38,6 +39,7 @@ INT8 = [
     Int8DynamicActivationInt4WeightConfig(),
     Float8DynamicActivationFloat8WeightConfig(),
     Float8WeightOnlyConfig(),
+    Int8WeightOnlyConfig(),
 ]
 IDS = torch.tensor([[1, 17, 42, 99, 5, 64, 23]])
 

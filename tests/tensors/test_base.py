@@ -22,6 +22,7 @@ from aoq import (
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
     MappingType,
     PerRow,
     QuantizedTensor,
@@ -39,6 +40,7 @@ CONFIGS = {
     "int8": INT8,
     "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(ASYMMETRIC),
     "int8-int4": Int8DynamicActivationInt4WeightConfig(group_size=16),
+    "int8-weight": Int8WeightOnlyConfig(),
     "fp8": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
     "fp8-weight": Float8WeightOnlyConfig(torch.float8_e5m2),
 }
@@ -585,6 +587,7 @@ BYTES = {  # 3 tiles of rows; codes, scales, zero points, sums
     "int8": 48 * 72 + 48 * 4,
     "int8-asymmetric": 48 * 72 + 48 * 4 + 40 * 4,
     "int8-int4": 48 * 36 + 48 * 5 * 4 + 40 * 4,
+    "int8-weight": 48 * 72 + 48 * 4,
     "fp8": 48 * 72 + 48 * 4,
     "fp8-weight": 48 * 72 + 48 * 4,
 }
@@ -606,7 +609,7 @@ def test_repr_says_what_it_is(config: AOBaseConfig) -> None:
         assert part in text
     assert f"kernel={_C.kernels(w.mm_op)[0]}" in text and text.startswith(type(w).__name__)
     assert ("group_size=16" in text) == hasattr(w, "group_size")
-    assert ("act_mapping='" in text) == hasattr(w, "act_mapping")
+    assert ("act_mapping='" in text) == bool(getattr(w, "act_mapping", None))
 
 
 def test_other_operations_say_what_to_do(config: AOBaseConfig) -> None:

@@ -25,6 +25,7 @@ from aoq.ops.int8_mm import int8_mm, int8_mm_reference  # noqa: E402
 from aoq.ops.int8_pack import int8_pack, int8_pack_reference  # noqa: E402
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize, int8_quantize_reference  # noqa: E402
 from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference  # noqa: E402
+from aoq.ops.int8_weight_mm import int8_weight_mm, int8_weight_mm_reference  # noqa: E402
 from aoq.ops.packed import tile_scale, untile_scale  # noqa: E402
 from aoq.ops.rmsnorm_quantize import rmsnorm_quantize, rmsnorm_quantize_reference  # noqa: E402
 from aoq.ops.silu_mul_quantize import silu_mul_quantize, silu_mul_quantize_reference  # noqa: E402
@@ -57,6 +58,8 @@ __all__ = [
     "int8_quantize_reference",
     "int8_unpack",
     "int8_unpack_reference",
+    "int8_weight_mm",
+    "int8_weight_mm_reference",
     "rmsnorm_quantize",
     "rmsnorm_quantize_reference",
     "silu_mul_quantize",

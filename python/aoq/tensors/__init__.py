@@ -4,7 +4,7 @@ from aoq.tensors import aten as aten  # before the formats, which inherit what i
 from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.fp8 import Float8DynamicActivationFloat8WeightConfig, Float8Tensor, Float8WeightOnlyConfig
 from aoq.tensors.int4 import Int4Tensor, Int4WeightOnlyConfig
-from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig, Int8Tensor
+from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig, Int8Tensor, Int8WeightOnlyConfig
 from aoq.tensors.int8_int4 import Int8DynamicActivationInt4WeightConfig, Int8Int4Tensor
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "Int8DynamicActivationInt8WeightConfig",
     "Int8Int4Tensor",
     "Int8Tensor",
+    "Int8WeightOnlyConfig",
     "QuantizedTensor",
 ]

@@ -1,4 +1,4 @@
-"""int8 weights and int8 activations, W8A8: `Int8DynamicActivationInt8WeightConfig` and its `Int8Tensor`."""
+"""int8 weights: `Int8DynamicActivationInt8WeightConfig` (W8A8), `Int8WeightOnlyConfig` and their `Int8Tensor`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from aoq.ops.int8_mm import int8_mm
 from aoq.ops.int8_pack import int8_pack, packed_shape
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize
 from aoq.ops.int8_unpack import int8_rows, int8_unpack
+from aoq.ops.int8_weight_mm import int8_weight_mm
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
 from aoq.tensors.base import ACTIVATION_DTYPES, check_scale_dtype, check_weight
 from aoq.tensors.tiled import Part, TiledTensor
@@ -55,22 +56,52 @@ class Int8DynamicActivationInt8WeightConfig(AOBaseConfig):
             ValueError: fewer than 2 dimensions, NaN or Inf.
             TypeError: the weight is not bf16, fp16 or fp32.
         """
-        check_weight(weight)
-        qdata, scale, _ = int8_quantize(weight.detach(), "symmetric", self.scale_dtype or weight.dtype)
-        if not weight.is_meta and not (finite := scale.flatten().isfinite()).all():
-            row = int(finite.int().argmin())
-            if weight.flatten(0, -2)[row].isfinite().all():
-                raise ValueError("w: expected values whose scale float16 holds; use another scale_dtype")
-            raise ValueError(f"w: expected finite values, got NaN or infinity in row {row}")
-        act_mapping = self.act_mapping_type.name.lower()
-        w = Int8Tensor(qdata, scale, None, act_mapping, "plain", shape=weight.shape, dtype=weight.dtype)
-        return w.pack()
+        return quantized(weight, self.scale_dtype, self.act_mapping_type.name.lower())
+
+
+@dataclass
+class Int8WeightOnlyConfig(AOBaseConfig):
+    """int8 weights with a scale per row, activations as given.
+
+    Args:
+        group_size: None, as scales are per row; `Int4WeightOnlyConfig` has groups.
+        granularity: of the weights' scales; PerRow() is what there is.
+        scale_dtype: of the weights' scales; by default the weight's.
+    """
+
+    group_size: int | None = None
+    granularity: Granularity = field(default_factory=PerRow)
+    scale_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_scale_dtype(self, self.scale_dtype)
+        if self.group_size is not None:
+            raise ValueError(f"{name}.group_size: expected None, got {self.group_size!r}")
+        if self.granularity != PerRow():
+            raise ValueError(f"{name}.granularity: expected PerRow(), got {self.granularity!r}")
+
+    def quantize(self, weight: Tensor) -> Int8Tensor:
+        """The weight [..., n, k] as an `Int8Tensor` in its device's layout; raises as
+        `Int8DynamicActivationInt8WeightConfig`."""
+        return quantized(weight, self.scale_dtype, None)
+
+
+def quantized(weight: Tensor, scale_dtype: torch.dtype | None, act_mapping: str | None) -> Int8Tensor:
+    check_weight(weight)
+    qdata, scale, _ = int8_quantize(weight.detach(), "symmetric", scale_dtype or weight.dtype)
+    if not weight.is_meta and not (finite := scale.flatten().isfinite()).all():
+        row = int(finite.int().argmin())
+        if weight.flatten(0, -2)[row].isfinite().all():
+            raise ValueError("w: expected values whose scale float16 holds; use another scale_dtype")
+        raise ValueError(f"w: expected finite values, got NaN or infinity in row {row}")
+    return Int8Tensor(qdata, scale, None, act_mapping, "plain", shape=weight.shape, dtype=weight.dtype).pack()
 
 
 class Int8Tensor(TiledTensor):
-    """A weight [..., n, k] of int8 codes, `w = code * scale`, for activations quantized to int8.
+    """A weight [..., n, k] of int8 codes, `w = code * scale`.
 
-    act_mapping: "symmetric" or "asymmetric", how activations are quantized.
+    act_mapping: "symmetric" or "asymmetric", how activations are quantized to int8; None for those used as given.
     packing "plain" (checkpoints, slices, any device):
         qdata: int8 [..., n, k].
         scale: [..., n, 1].
@@ -87,11 +118,14 @@ class Int8Tensor(TiledTensor):
 
     tensors: ClassVar[tuple[str, ...]] = ("qdata", "scale", "w_sum")
     attrs: ClassVar[tuple[str, ...]] = ("act_mapping", "packing")
-    mm_op = "int8_mm"
 
     scale: Tensor
     w_sum: Tensor | None
-    act_mapping: str
+    act_mapping: str | None
+
+    @property
+    def mm_op(self) -> str:  # type: ignore[override]
+        return "int8_mm" if self.act_mapping else "int8_weight_mm"
 
     def expected_parts(self) -> dict[str, Part]:
         *lead, k = self.weight_shape
@@ -103,7 +137,7 @@ class Int8Tensor(TiledTensor):
         return {
             "qdata": (qdata, (torch.uint8 if self.packed and self.device.type != "cuda" else torch.int8,)),
             "scale": (scale, ACTIVATION_DTYPES),
-            "w_sum": w_sum_part(self, self.act_mapping),
+            "w_sum": (None, ()) if self.act_mapping is None else w_sum_part(self, self.act_mapping),
         }
 
     def tiled_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
@@ -125,6 +159,8 @@ class Int8Tensor(TiledTensor):
         return int8_dequantize(qdata, scales[0], None, self.dtype)
 
     def linear_tiled(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.act_mapping is None:
+            return int8_weight_mm(x, self.qdata, self.scale, bias, self.weight_shape[0])
         return int8_mm(x, self.qdata, self.scale, self.w_sum, bias, self.weight_shape[0])
 
     def narrow_k(self, start: int, length: int) -> Self:

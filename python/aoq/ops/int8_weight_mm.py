@@ -1,0 +1,50 @@
+"""int8_weight_mm: activations as given times int8 weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aoq.ops.int8_pack import packed_shape
+from aoq.ops.int8_quantize import int8_dequantize
+from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
+from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
+
+_op = torch.ops.aoq.int8_weight_mm.default
+
+
+def int8_weight_mm(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    """Multiplies `x` with an int8 weight: `out = scale * (x @ code.T) + bias`.
+
+    Products of bf16 x are exact; sums are fp32 and scaled once. Differentiable once in `x` and `bias`.
+
+    Args:
+        x: [..., k] bf16, fp16 or fp32, any strides; zero rows are fine.
+        packed: uint8 [ceil(n / 16), ceil(k / 4), 64] from `int8_pack`.
+        scale: [ceil(n / 16), 1, 16] from `tile_scale`, bf16, fp16 or fp32.
+        bias: [n] bf16, fp16 or fp32, or None.
+        n: rows of the weight.
+
+    Returns:
+        [..., n] in the dtype of `x`.
+
+    Raises:
+        ValueError, TypeError: an operand has a wrong shape, device or dtype; the text names it.
+    """
+    return packed_mm(_op, _dequantize, x, (packed, scale), bias, n)
+
+
+def _dequantize(packed: Tensor, scale: Tensor, n: int, k: int, dtype: torch.dtype) -> Tensor:
+    return int8_dequantize(int8_unpack(packed, n, k), untile_scale(scale, n), None, dtype)
+
+
+@torch.library.register_fake("aoq::int8_weight_mm")  # type: ignore[untyped-decorator]
+def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    return packed_mm_fake(_op, packed_shape, x, (packed, scale), bias, n)
+
+
+def int8_weight_mm_reference(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    """The reference for `int8_weight_mm` in PyTorch: fp64 products and sums."""
+    qdata = int8_unpack_reference(packed, n, x.shape[-1])
+    out = x.double() @ int8_dequantize(qdata, untile_scale(scale, n), None, torch.float64).t()
+    return (out if bias is None else out + bias.double()).to(x.dtype)
