@@ -21,15 +21,16 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from aoq.checkpoint import INDEX, WEIGHTS, open_safetensors, read_json, stored_weights, weight_files
-from aoq.config import AOBaseConfig, FqnToConfig, MappingType
+from aoq.config import AOBaseConfig, FqnToConfig, MappingType, PerRow, PerTensor
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import flatten, save_file
 from aoq.integrations.transformers import AoqQuantizer, empty_model, model_names
 from aoq.progress import track
 from aoq.quantize import QuantizedWeight, QuantizeReport, SkippedWeight
 from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.fp8 import Float8DynamicActivationFloat8WeightConfig, Float8Tensor, Float8WeightOnlyConfig
 from aoq.tensors.int4 import Int4Tensor, Int4WeightOnlyConfig
-from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig, Int8Tensor
+from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig, Int8Tensor, Int8WeightOnlyConfig
 from aoq.tensors.int8_int4 import Int8DynamicActivationInt4WeightConfig, Int8Int4Tensor
 
 # Anything else in a source directory is copied: tokenizer, generation settings, licence, custom code.
@@ -196,7 +197,17 @@ def convert_checkpoint(
 def config_of(w: QuantizedTensor) -> AOBaseConfig:
     """The config that makes tensors with parts like those of `w`."""
     if isinstance(w, Int8Tensor):
+        if w.act_mapping is None:
+            return Int8WeightOnlyConfig(scale_dtype=w.scale.dtype)
         return Int8DynamicActivationInt8WeightConfig(MappingType[w.act_mapping.upper()], scale_dtype=w.scale.dtype)
+    if isinstance(w, Float8Tensor):
+        one = w.scale.flatten(-2)
+        granularity = PerTensor() if bool((one == one[..., :1]).all()) else PerRow()
+        if w.act_dtype is None:
+            return Float8WeightOnlyConfig(w.code_dtype, granularity)
+        act = PerTensor() if w.act_granularity == "tensor" else PerRow()
+        both = (act, granularity)
+        return Float8DynamicActivationFloat8WeightConfig(w.act_dtype, w.code_dtype, both, w.act_lb, w.act_ub)
     assert isinstance(w, Int4Tensor), w
     mapping = MappingType.SYMMETRIC if w.zero_point is None else MappingType.ASYMMETRIC
     if isinstance(w, Int8Int4Tensor):

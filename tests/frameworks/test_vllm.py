@@ -29,10 +29,12 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import cleanup_dist_env_and_memory
 
 from aoq import (
+    Float8WeightOnlyConfig,
     FqnToConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
     MappingType,
     config_to_dict,
 )
@@ -48,6 +50,8 @@ CONFIGS = {
     "int8-int4": Int8DynamicActivationInt4WeightConfig(group_size=64),
     "int8": Int8DynamicActivationInt8WeightConfig(),
     "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(act_mapping_type=MappingType.ASYMMETRIC),
+    "int8-weight": Int8WeightOnlyConfig(),
+    "fp8-weight": Float8WeightOnlyConfig(),
 }
 # Every format in one model, by exact names and by patterns; shards of one fused layer differ, one is not quantized.
 MIXED = FqnToConfig(

@@ -19,12 +19,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_vllm import PROMPT, QUESTION, in_process, start, stop, tiny_llama, vllm_logprobs, wait_for
 from torchao.core.config import config_to_dict
 from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
     Float8WeightOnlyConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt8WeightConfig,
     Int8DynamicActivationIntxWeightConfig,
+    Int8WeightOnlyConfig,
     ModuleFqnToConfig,
     PerGroup,
+    PerRow,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 from vllm.model_executor.layers.quantization import get_quantization_config
@@ -44,10 +47,11 @@ MIXED = ModuleFqnToConfig(
         "_default": W4A8,
         "model.layers.0.self_attn.k_proj": W8A8,
         "model.layers.0.self_attn.v_proj": None,
-        "model.layers.1.mlp.gate_proj": Float8WeightOnlyConfig(),
-        "model.layers.1.mlp.down_proj": Float8WeightOnlyConfig(),
+        "model.layers.1.mlp.gate_proj": Float8WeightOnlyConfig(granularity=PerGroup(32)),
+        "model.layers.1.mlp.down_proj": Float8WeightOnlyConfig(granularity=PerGroup(32)),
     }
 )
+FP8 = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
 
 
 @torch.no_grad()
@@ -69,11 +73,18 @@ def own_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(handlers, kind, getattr(handler, "__wrapped__", handler))
 
 
-# Of activations in int8 a difference of one rounding is one code.
+# Of activations in int8 or fp8 a difference of one rounding is one code.
 @pytest.mark.parametrize(
     ("config", "by_aoq", "op", "tolerance"),
-    [(INT4, True, "int4_mm", 1e-3), (W8A8, False, "int8_mm", 0.15), (MIXED, False, "int8_int4_mm", 0.15)],
-    ids=["aoq-int4", "torchao-int8", "torchao-mixed"],
+    [
+        (INT4, True, "int4_mm", 1e-3),
+        (W8A8, False, "int8_mm", 0.15),
+        (MIXED, False, "int8_int4_mm", 0.15),
+        (Float8WeightOnlyConfig(), False, "fp8_weight_mm", 1e-3),
+        (Int8WeightOnlyConfig(), False, "int8_weight_mm", 1e-3),
+        (FP8, True, "fp8_mm", 0.5),
+    ],
+    ids=["aoq-int4", "torchao-int8", "torchao-mixed", "torchao-fp8-weight", "torchao-int8-weight", "aoq-fp8"],
 )
 def test_checkpoints(source, tmp_path, in_process, monkeypatch, config, by_aoq, op, tolerance):
     """Written by transformers, with aoq's tensors or torchao's; what aoq has no kernels for stays torchao's."""
@@ -94,16 +105,20 @@ def test_checkpoints(source, tmp_path, in_process, monkeypatch, config, by_aoq, 
         torch.testing.assert_close(vllm_logprobs(tmp_path / "aoq"), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("config", [INT4, W8A8], ids=["int4", "int8"])
-def test_quantizing_while_loading(source, in_process, config):
+@pytest.mark.parametrize(
+    ("config", "op", "tolerance"),
+    [(INT4, "int4_mm", 1e-3), (W8A8, "int8_mm", 0.15), (Float8WeightOnlyConfig(), "fp8_weight_mm", 1e-3)],
+    ids=["int4", "int8", "fp8-weight"],
+)
+def test_quantizing_while_loading(source, in_process, config, op, tolerance):
     """vllm serve DIR --quantization torchao --hf-overrides '{"quantization_config_dict_json": ...}'"""
     overrides = {"quantization_config_dict_json": json.dumps(config_to_dict(config))}
     found = vllm_logprobs(source, quantization="torchao", hf_overrides=overrides)
-    assert _C.last_kernel() == _C.kernels("int4_mm" if config is INT4 else "int8_mm")[0]
+    assert _C.last_kernel() == _C.kernels(op)[0]
     import aoq.integrations.torchao  # noqa: F401
 
     expected = transformers_logprobs(source, quantization_config=TorchAoConfig(config))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 if config is INT4 else 0.15)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
 def test_guide_config_json(source, in_process):

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torchao.core.config import ALLOWED_AO_MODULES
 from torchao.prototype.safetensors import safetensors_support, safetensors_utils
 from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
@@ -167,7 +169,7 @@ def _upgrade_int8_weight_only(fields: dict[str, Any]) -> None:
     fields.pop("version", None)
 
 
-def _upgrade_int8(fields: dict[str, Any]) -> None:
+def _drop_version(fields: dict[str, Any]) -> None:
     fields.pop("version", None)
 
 
@@ -280,7 +282,12 @@ for _type in CONFIGS:
 ALLOWED_AO_MODULES.add("torchao.prototype.quantization.int4")  # so that its configs can be read back
 _accept_older_fields(Int4WeightOnlyConfig, _upgrade_int4)
 _accept_older_fields(Int8WeightOnlyConfig, _upgrade_int8_weight_only)
-_accept_older_fields(Int8DynamicActivationInt8WeightConfig, _upgrade_int8)
+for _type in (
+    Int8DynamicActivationInt8WeightConfig,
+    Float8WeightOnlyConfig,
+    Float8DynamicActivationFloat8WeightConfig,
+):
+    _accept_older_fields(_type, _drop_version)
 for _name in _LAYOUTS:
     if not hasattr(torchao.dtypes, _name):
         setattr(torchao.dtypes, _name, type(_name, (Layout,), {"__module__": "torchao.dtypes"}))

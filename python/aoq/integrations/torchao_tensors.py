@@ -12,6 +12,9 @@ from torch.nn.functional import pad
 from torchao.prototype.quantization import int4 as prototype
 from torchao.prototype.safetensors.safetensors_utils import object_from_dict
 from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8Tensor,
+    Float8WeightOnlyConfig,
     Int4PlainInt32Tensor,
     Int4Tensor,
     Int4TilePackedTo4dTensor,
@@ -25,7 +28,9 @@ from torchao.quantization import (
     MappingType,
     PerGroup,
     PerRow,
+    PerTensor,
 )
+from torchao.quantization.quantize_.workflows import Float8PackingFormat
 
 import aoq
 from aoq.tensors.base import QuantizedTensor
@@ -67,13 +72,7 @@ def _int4_weight_only(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig 
 
 
 def _int8_weight_only(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
-    per_row = config.granularity == PerRow()
-    if embedding and per_row:
-        return aoq.Int8DynamicActivationInt8WeightConfig(scale_dtype=torch.float32)
-    if per_row:
-        return aoq.Int8WeightOnlyConfig()
-    group = getattr(config.granularity, "group_size", None)
-    return aoq.Int8WeightOnlyConfig(granularity=aoq.PerGroup(group)) if group else None
+    return aoq.Int8WeightOnlyConfig(scale_dtype=torch.float32) if config.granularity == PerRow() else None
 
 
 def _int8_int8(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
@@ -92,9 +91,9 @@ def _int8_int4(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
 
 def _intx_weight_only(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
     found = _intx_kind(config, config.granularity, config.mapping_type, k)
-    if found == "int8" and embedding:
-        return aoq.Int8DynamicActivationInt8WeightConfig(scale_dtype=config.scale_dtype)
-    if found is None or found == "int8":
+    if found == "int8":
+        return aoq.Int8WeightOnlyConfig(scale_dtype=config.scale_dtype)
+    if found is None:
         return None
     return aoq.Int4WeightOnlyConfig(found, mapping_type=_mapping(config.mapping_type), scale_dtype=config.scale_dtype)
 
@@ -108,6 +107,21 @@ def _int8_intx(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
         return aoq.Int8DynamicActivationInt8WeightConfig(act_mapping, scale_dtype=scale_dtype)
     mapping = _mapping(config.weight_mapping_type)
     return aoq.Int8DynamicActivationInt4WeightConfig(found, mapping, act_mapping, scale_dtype)
+
+
+def _float8_weight_only(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
+    if config.granularity not in _FLOAT8_GRANULARITIES:
+        return None
+    return aoq.Float8WeightOnlyConfig(config.weight_dtype, _FLOAT8_GRANULARITIES[config.granularity])
+
+
+def _float8_float8(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
+    plain = config.packing_format == Float8PackingFormat.PLAIN
+    if not plain or any(each not in _FLOAT8_GRANULARITIES for each in config.granularity):
+        return None
+    both = tuple(_FLOAT8_GRANULARITIES[each] for each in config.granularity)
+    bounds = (config.activation_value_lb, config.activation_value_ub)
+    return aoq.Float8DynamicActivationFloat8WeightConfig(config.activation_dtype, config.weight_dtype, both, *bounds)
 
 
 def _intx_kind(config: Any, granularity: Any, mapping: MappingType, k: int) -> Any:
@@ -129,6 +143,7 @@ def _mapping(mapping: MappingType) -> aoq.MappingType:
     return aoq.MappingType[mapping.name]
 
 
+_FLOAT8_GRANULARITIES: dict[Any, Any] = {PerRow(): aoq.PerRow(), PerTensor(): aoq.PerTensor()}
 _CONFIGS: dict[type, Callable[[Any, int, bool], aoq.AOBaseConfig | None]] = {
     Int4WeightOnlyConfig: _int4_weight_only,
     prototype.PrototypeInt4WeightOnlyConfig: _int4_weight_only,
@@ -137,6 +152,8 @@ _CONFIGS: dict[type, Callable[[Any, int, bool], aoq.AOBaseConfig | None]] = {
     prototype.Int8DynamicActivationInt4WeightConfig: _int8_int4,
     IntxWeightOnlyConfig: _intx_weight_only,
     Int8DynamicActivationIntxWeightConfig: _int8_intx,
+    Float8WeightOnlyConfig: _float8_weight_only,
+    Float8DynamicActivationFloat8WeightConfig: _float8_float8,
 }
 CONFIGS = tuple(_CONFIGS)
 
@@ -211,14 +228,12 @@ def _xpu_int4(w: Any, embedding: bool) -> QuantizedTensor:
 def _int8(w: Any, embedding: bool) -> QuantizedTensor:
     """qdata int8 [..., n, k]; scale [..., n, 1], or one for all."""
     activations = w.act_quant_kwargs
-    if activations is None and not embedding:
-        raise Unsupported("Int8Tensor: aoq has no kernel for int8 weights and activations as given")
     if activations is not None and (w.act_quant_scale is not None or activations.granularity != PerRow()):
         raise Unsupported("Int8Tensor: aoq quantizes activations per token, as they come")
     rows = w.shape[:-1]
     if w.scale.numel() not in (1, rows.numel()) or (w.zero_point is not None and w.zero_point.any()):
         raise Unsupported("Int8Tensor: aoq's int8 weights have a scale per row and no zero points")
-    mapping = "symmetric" if activations is None else activations.mapping_type.name.lower()
+    mapping = None if activations is None else activations.mapping_type.name.lower()
     return _int8_tensor(w, w.scale.expand(*rows, 1) if w.scale.numel() == 1 else w.scale.reshape(*rows, 1), mapping)
 
 
@@ -234,12 +249,25 @@ def _intx(w: Any, embedding: bool) -> QuantizedTensor:
         zero_point = (w.zero_point.float() + 8).to(exact) if w.zero_point.any() else None
         qdata = _pack_nibbles((w.qdata + 8).view(torch.uint8))
         return _int4(w, qdata, w.scale.to(exact), zero_point, "asymmetric" if quantizes else "")
-    if group == k and not w.zero_point.any() and (quantizes or embedding):
-        return _int8_tensor(w, w.scale, "asymmetric" if quantizes else "symmetric")
-    raise Unsupported(
-        f"IntxUnpackedToInt8Tensor: aoq has no kernel for int{bits} weights in groups of {group}"
-        f"{'' if quantizes else ' and activations as given'}"
-    )
+    if group == k and not w.zero_point.any():
+        return _int8_tensor(w, w.scale, "asymmetric" if quantizes else None)
+    raise Unsupported(f"IntxUnpackedToInt8Tensor: aoq has no kernel for int{bits} weights in groups of {group}")
+
+
+def _float8(w: Any, embedding: bool) -> QuantizedTensor:
+    """qdata fp8 [..., n, k]; scale [..., n, 1], or one for all."""
+    activations, rows = w.act_quant_kwargs, w.shape[:-1]
+    act: tuple[Any, ...] = (None, None, None, None)
+    if activations is not None:
+        if activations.granularity not in _FLOAT8_GRANULARITIES:
+            raise Unsupported(f"Float8Tensor: aoq has no kernel for activations {activations.granularity}")
+        granularity = "tensor" if activations.granularity == PerTensor() else "row"
+        act = (activations.float8_dtype, granularity, activations.hp_value_lb, activations.hp_value_ub)
+    if w.scale.numel() != 1 and w.scale.shape != (*rows, 1):
+        raise Unsupported(f"Float8Tensor: aoq's scales are per row or tensor, not in blocks of {tuple(w.block_size)}")
+    scale = w.scale.reshape((1,) * w.dim()).expand(*rows, 1) if w.scale.numel() == 1 else w.scale
+    attrs = (w.qdata.dtype, *act, "plain")
+    return aoq.Float8Tensor(w.qdata, scale.contiguous(), *attrs, shape=w.shape, dtype=w.dtype)
 
 
 _TENSORS: dict[type, Callable[[Any, bool], QuantizedTensor]] = {
@@ -248,6 +276,7 @@ _TENSORS: dict[type, Callable[[Any, bool], QuantizedTensor]] = {
     Int4PlainInt32Tensor: _xpu_int4,
     Int8Tensor: _int8,
     IntxUnpackedToInt8Tensor: _intx,
+    Float8Tensor: _float8,
 }
 
 
@@ -272,7 +301,7 @@ def _int4(w: Any, qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_m
     return aoq.Int8Int4Tensor(*parts, None, *attrs, act_mapping, shape=w.shape, dtype=w.dtype)
 
 
-def _int8_tensor(w: Any, scale: Tensor, act_mapping: str) -> QuantizedTensor:
+def _int8_tensor(w: Any, scale: Tensor, act_mapping: str | None) -> QuantizedTensor:
     return aoq.Int8Tensor(w.qdata, scale.contiguous(), None, act_mapping, "plain", shape=w.shape, dtype=w.dtype)
 
 
