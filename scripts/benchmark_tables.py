@@ -23,7 +23,14 @@ from aoq.bench.report import (
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "benchmarks"
 BEGIN, END = "<!-- benchmarks: scripts/benchmark_tables.py -->\n", "<!-- end of benchmarks -->\n"
-KINDS = {"int4_mm": "int4, x as given", "int8_int4_mm": "int4, x to int8", "int8_mm": "int8, x to int8"}
+KINDS = {
+    "int4_mm": "int4, x as given",
+    "int8_int4_mm": "int4, x to int8",
+    "int8_mm": "int8, x to int8",
+    "int8_weight_mm": "int8, x as given",
+    "fp8_mm": "fp8, x to fp8",
+    "fp8_weight_mm": "fp8, x as given",
+}
 
 INTRODUCTION = """# Benchmarks
 

@@ -34,17 +34,18 @@ def test_end_to_end(tmp_path, monkeypatch):
         assert report["machine"][key]
     assert report["machine"]["aoq"].keys() >= {"version", "isa", "isas", "compiler"}
     names = [contender["name"] for contender in report["contenders"]]
-    assert names == ["aoq int4", "aoq int8-int4", "aoq int8", "torch bf16", "ATen int4"]
+    ours = ["aoq int4", "aoq int8-int4", "aoq int8", "aoq int8 weight", "aoq fp8", "aoq fp8 weight"]
+    assert names == [*ours, "torch bf16", "ATen int4", "ATen int8 weight"]
     assert len(report["cases"]) == 4
     for case in report["cases"]:
         for found in case["results"]:
-            if found["contender"] == "ATen int4" and found["status"] != "ok":
+            if found["contender"].startswith("ATen") and found["status"] == "unsupported":
                 continue  # it cannot do every shape
             assert found["status"] == "ok", found
             assert len(found["seconds"]) == 3
     for shape in ("64x128", "32x64"):
         assert (file.parent / f"bench-{shape}.png").read_bytes().startswith(b"\x89PNG")
-    for text in ("int4_mm 64x128, group 64", "int8_mm 32x64", "against", "aoq 0."):
+    for text in ("int4_mm 64x128, group 64", "int8_mm 32x64", "fp8_mm 32x64", "against", "aoq 0."):
         assert text in result.output
 
 
@@ -82,7 +83,10 @@ main()
         (["--shapes", "4096"], "--shapes: expected NxK,... such as 4096x4096, got '4096'"),
         (["--shapes", "0x4"], "--shapes"),
         (["--m", "1,x"], "--m: expected positive numbers such as 1,4,16, got '1,x'"),
-        (["--op", "int5_mm"], "--op: expected one of int4_mm, int8_int4_mm, int8_mm, got int5_mm"),
+        (
+            ["--op", "int5_mm"],
+            "--op: expected one of int4_mm, int8_int4_mm, int8_mm, int8_weight_mm, fp8_mm, fp8_weight_mm, got int5_mm",
+        ),
         (["--only", "tensorflow"], "--only: expected part of one of aoq int4"),
         (["--model", "/no/such/model"], "--model: /no/such/model has no config.json"),
         (["--random-model", "gpt-9"], "--random-model: expected one of smollm2-135m"),

@@ -2,6 +2,7 @@
 
 import torch
 
+import aoq
 from aoq.ops import int4_pack, int4_quantize, int8_pack, tile_scale
 
 
@@ -26,6 +27,28 @@ def weight(n, k, group, device, mapping="asymmetric"):
     return int4_pack(qdata.to(device), k), tile_scale(scale).to(device), zero
 
 
+# Of the other matmuls, a config whose weights run on it.
+FORMATS = {
+    "int8_mm": aoq.Int8DynamicActivationInt8WeightConfig(),
+    "int8_weight_mm": aoq.Int8WeightOnlyConfig(),
+    "int8_int4_mm": aoq.Int8DynamicActivationInt4WeightConfig(64, act_mapping_type=aoq.MappingType.SYMMETRIC),
+    "fp8_mm": aoq.Float8DynamicActivationFloat8WeightConfig(granularity=aoq.PerRow()),
+    "fp8_weight_mm": aoq.Float8WeightOnlyConfig(),
+}
+
+
+def of_format(op, w):
+    """What the op takes of a packed weight, bias left out."""
+    n = w.weight_shape[0]
+    return {
+        "int8_mm": lambda: (w.qdata, w.scale, w.w_sum, None, n),
+        "int8_weight_mm": lambda: (w.qdata, w.scale, None, n),
+        "int8_int4_mm": lambda: (w.qdata, w.scale, w.zero_point, w.w_sum, None, n, w.group_size),
+        "fp8_mm": lambda: (w.qdata, w.scale, None, n, w.code_dtype, w.act_dtype, w.act_granularity),
+        "fp8_weight_mm": lambda: (w.qdata, w.scale, None, n, w.code_dtype),
+    }[op]()
+
+
 def operands(op, device):
     """Arguments for torch.ops.aoq.<op> on `device`, small and ragged."""
     x = randn(5, 200, device=device)
@@ -48,6 +71,9 @@ def operands(op, device):
         return (x, randn(200, device=device), x + 1, 1e-6, torch.int8)
     if op == "silu_mul_quantize":
         return (x, x + 1, torch.int8)
+    if op in FORMATS:
+        w = FORMATS[op].quantize(randn(48, 208, device="cpu")).to(device)
+        return (randn(5, 208, device=device), *of_format(op, w))
     raise NotImplementedError(f"tests/gpu/operands.py: no operands for {op}")
 
 

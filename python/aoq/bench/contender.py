@@ -50,6 +50,18 @@ class Problem:
         return (self.w.float() / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
 
     @functools.cached_property
+    def fp8(self) -> tuple[Tensor, Tensor]:
+        """e4m3 codes [n, k], and fp32 scales [n, 1]."""
+        scale = self.w.float().abs().amax(1, keepdim=True) / 448
+        return (self.w.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn), scale
+
+    @functools.cached_property
+    def fp8_exact(self) -> Tensor:
+        """What `fp8` stands for, fp32 [n, k], to a rounding."""
+        codes, scale = self.fp8
+        return codes.float() * scale
+
+    @functools.cached_property
     def int8_exact(self) -> Tensor:
         """What `int8` stands for, fp32 [n, k], which holds it exactly."""
         codes, scale = self.int8
@@ -57,7 +69,7 @@ class Problem:
 
     def forget(self) -> None:
         """Frees what it holds; it is made again when asked for."""
-        for name in ("w", "int4", "int4_exact", "int8", "int8_exact"):
+        for name in ("w", "int4", "int4_exact", "int8", "int8_exact", "fp8", "fp8_exact"):
             self.__dict__.pop(name, None)
 
     def x(self, m: int) -> Tensor:
@@ -73,13 +85,14 @@ class Contender:
     """
 
     name: ClassVar[str]  # in tables
-    op: ClassVar[str]  # what it competes in: int4_mm, int8_int4_mm, int8_mm; "bf16" is what all are compared with
+    op: ClassVar[str]  # what it competes in, one of measure.OPS; "bf16" is what all are compared with
     package: ClassVar[str]  # the distribution whose version counts
     environment: ClassVar[dict[str, str]] = {}  # of its process
     prepares: ClassVar[bool] = False  # the first product of each weight and m does more than the others
 
     # How it rounds, for `allowed_error`.
     x_half_steps: ClassVar[float] = 0  # of int8 with a scale per row; 0: x as given
+    x_relative: ClassVar[float] = 0  # of fp8: how much of a value it may be off by
     w_rounded: ClassVar[bool] = True  # dequantized weights become bf16
     out_roundings: ClassVar[float] = 1  # to bf16, of what is returned
 
@@ -129,7 +142,7 @@ def wrongness(contender: Contender, x: Tensor, exact: Tensor, out: Tensor) -> fl
     x, exact, out = x.double(), exact.double(), out.double()
     expected = x @ exact.t()
     unit = torch.finfo(torch.bfloat16).eps / 2
-    relative = unit * contender.w_rounded + 2**-24 * x.shape[1] ** 0.5
+    relative = contender.x_relative + unit * contender.w_rounded + 2**-24 * x.shape[1] ** 0.5
     x_error = contender.x_half_steps * x.abs().amax(1, keepdim=True) / 254
     allowed = 8 * (x_error * exact.norm(dim=1) + relative * (x.square() @ exact.square().t()).sqrt())
     allowed += contender.out_roundings * unit * (expected.abs() + allowed) + 1e-30

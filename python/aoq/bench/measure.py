@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 SCHEMA = 1
 BASELINE = "bf16"  # the op of what everything is compared with
-OPS = ("int4_mm", "int8_int4_mm", "int8_mm")
+OPS = ("int4_mm", "int8_int4_mm", "int8_mm", "int8_weight_mm", "fp8_mm", "fp8_weight_mm")
 START_SECONDS, PREPARE_SECONDS, TURN_SECONDS = 180.0, 300.0, 60.0  # then it hangs
 
 

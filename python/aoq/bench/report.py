@@ -17,8 +17,9 @@ from .measure import BASELINE, OPS
 Json = dict[str, Any]
 
 # What an op multiplies, and so which instructions bound it: integers may also be multiplied as floats.
-KINDS = {BASELINE: ("bf16", "f32"), "int4_mm": ("bf16", "f32"), "int8_int4_mm": ("int8", "bf16", "f32")}
-KINDS["int8_mm"] = KINDS["int8_int4_mm"]
+KINDS: dict[str, tuple[str, ...]] = dict.fromkeys((BASELINE, *OPS), ("bf16", "f32"))
+KINDS |= dict.fromkeys(("int8_mm", "int8_int4_mm"), ("int8", "bf16", "f32"))
+GROUPED = ("int4_mm", "int8_int4_mm")  # weights of four bits, with scales for groups; of eight, per row
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def flops(case: Json) -> float:
 def least_bytes(op: str, case: Json) -> float:
     """What any implementation of the op reads and writes: the weight in its format, bf16 x and out."""
     m, n, k = (int(case[name]) for name in ("m", "n", "k"))
-    scales = {BASELINE: 0, "int8_mm": n}.get(op, n * -(-k // case["group_size"]))
-    bits = {BASELINE: 16, "int8_mm": 8}.get(op, 4)
+    scales = 0 if op == BASELINE else n * -(-k // case["group_size"]) if op in GROUPED else n
+    bits = 16 if op == BASELINE else 4 if op in GROUPED else 8
     return float(n * k * bits / 8 + 2 * scales + 2 * m * (n + k))
 
 
@@ -141,7 +142,7 @@ def tables(report: Json) -> Iterator[Table]:
             names = [*by_op(report, op), *by_op(report, BASELINE)]
             tried = {r["contender"] for case in cases for r in case["results"] if r["status"] != "unsupported"}
             names = [name for name in names if name in tried]
-            groups = "" if op == "int8_mm" else f", group {group_size}"
+            groups = f", group {group_size}" if op in GROUPED else ""
             table = Table(title=f"{op} {n}x{k}{groups}, ms", title_justify="left", box=SIMPLE_HEAD)
             table.add_column("m", justify="right")
             for name in names:

@@ -62,17 +62,53 @@ class AoqInt8Int4(_Aoq):
         return aoq.Int8DynamicActivationInt4WeightConfig(group_size)
 
 
-class AoqInt8(_Aoq):
+class _Aoq8(_Aoq):
+    """Weights with a scale per row, whose codes are floats or integers already."""
+
+    w_rounded = False
+
+    def exact(self, plain: Any) -> Tensor:
+        exact: Tensor = plain.qdata.float() * plain.scale.float()
+        return exact
+
+
+class AoqInt8(_Aoq8):
     name = "aoq int8"
     op = "int8_mm"
     x_half_steps = 1
-    w_rounded = False
 
     def config(self, group_size: int) -> Any:
         import aoq
 
         return aoq.Int8DynamicActivationInt8WeightConfig()
 
-    def exact(self, plain: Any) -> Tensor:
-        exact: Tensor = plain.qdata.float() * plain.scale.float()
-        return exact
+
+class AoqInt8Weight(_Aoq8):
+    name = "aoq int8 weight"
+    op = "int8_weight_mm"
+
+    def config(self, group_size: int) -> Any:
+        import aoq
+
+        return aoq.Int8WeightOnlyConfig()
+
+
+class AoqFp8(_Aoq8):
+    name = "aoq fp8"
+    op = "fp8_mm"
+    x_relative = 2**-4
+
+    def config(self, group_size: int) -> Any:
+        import aoq
+
+        return aoq.Float8DynamicActivationFloat8WeightConfig(granularity=aoq.PerRow())
+
+
+class AoqFp8Weight(_Aoq8):
+    name = "aoq fp8 weight"
+    op = "fp8_weight_mm"
+
+    def config(self, group_size: int) -> Any:
+        import aoq
+
+        return aoq.Float8WeightOnlyConfig()

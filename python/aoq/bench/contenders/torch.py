@@ -1,4 +1,4 @@
-"""What torch itself has: bf16 through oneDNN, ATen's int4, int8 from its parts."""
+"""What torch itself has: bf16 through oneDNN, ATen's int4 and int8 weights, int8 and fp8 from their parts."""
 
 from __future__ import annotations
 
@@ -67,3 +67,57 @@ class TorchInt8(Contender):
         x_scale = x.abs().amax(-1, keepdim=True).float() / 127
         sums = torch._int_mm((x / x_scale).round_().to(torch.int8), codes.t())
         return (sums * x_scale).mul_(scale).bfloat16()
+
+
+class AtenInt8Weight(Contender):
+    name = "ATen int8 weight"
+    op = "int8_weight_mm"
+    package = "torch"
+    w_rounded = False
+    out_roundings = 2
+
+    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+        codes, scale = problem.int8
+        return (codes, scale.flatten()), problem.int8_exact
+
+    def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
+        out: Tensor = torch.ops.aten._weight_int8pack_mm(x, *weight)
+        return out
+
+
+class TorchFp8(Contender):
+    """A scale per row of x, then torch._scaled_mm, which is oneDNN's fp8."""
+
+    name = "torch _scaled_mm"
+    op = "fp8_mm"
+    package = "torch"
+    x_relative = 2**-4
+    w_rounded = False
+    out_roundings = 2
+
+    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+        codes, scale = problem.fp8
+        return (codes, scale.t()), problem.fp8_exact
+
+    def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
+        codes, scale = weight
+        x_scale = x.abs().amax(-1, keepdim=True).float().clamp_(min=1e-12) / 448
+        x_codes = (x / x_scale).clamp_(-448, 448).to(codes.dtype)
+        return torch._scaled_mm(x_codes, codes.t(), x_scale, scale, out_dtype=torch.bfloat16)
+
+
+class TorchFp8Weight(Contender):
+    """Weights become bf16 at each call."""
+
+    name = "torch fp8 to bf16"
+    op = "fp8_weight_mm"
+    package = "torch"
+    out_roundings = 2
+
+    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+        codes, scale = problem.fp8
+        return (codes, scale.t()), problem.fp8_exact
+
+    def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
+        codes, scale = weight
+        return linear(x, codes.bfloat16()).mul_(scale).bfloat16()

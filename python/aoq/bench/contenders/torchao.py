@@ -93,3 +93,38 @@ class TorchaoInt8(_Torchao):
 
     def config(self, group_size: int) -> Any:
         return self.configs.Int8DynamicActivationInt8WeightConfig()
+
+
+class _TorchaoWeight(_Torchao):
+    """Multiplies by the weight as bf16."""
+
+    out_roundings = 2
+
+    def exact(self, weight: Any) -> Tensor:
+        exact: Tensor = weight.qdata.float() * weight.scale.float()
+        return exact
+
+
+class TorchaoInt8Weight(_TorchaoWeight):
+    name = "torchao int8 weight"
+    op = "int8_weight_mm"
+
+    def config(self, group_size: int) -> Any:
+        return self.configs.Int8WeightOnlyConfig()
+
+
+class TorchaoFp8Weight(_TorchaoWeight):
+    name = "torchao fp8 weight"
+    op = "fp8_weight_mm"
+
+    def config(self, group_size: int) -> Any:
+        return self.configs.Float8WeightOnlyConfig()
+
+
+class TorchaoFp8(_TorchaoWeight):
+    name = "torchao fp8"
+    op = "fp8_mm"
+    x_relative = 2**-4
+
+    def config(self, group_size: int) -> Any:
+        return self.configs.Float8DynamicActivationFloat8WeightConfig(granularity=self.configs.PerRow())
