@@ -18,8 +18,13 @@ def kernels(op: str, table: str = "kernels.inc") -> list[tuple[str, str]]:
 
 
 def cuda_kernels(op: str) -> list[tuple[str, str]]:
-    """(architecture, kernel) of each line of an op's CUDA table, best first."""
-    return kernels(op, "kernels_cuda.inc")
+    """(architecture, kernel) of each line of an op's CUDA tables, best first in each."""
+    return [kernel for table in cuda_tables(op) for kernel in kernels(op, table)]
+
+
+def cuda_tables(op: str) -> list[str]:
+    """kernels_cuda.inc, and kernels_<plan>_cuda.inc where an op has kernels for other sizes."""
+    return sorted(path.name for path in (ROOT / "csrc" / op).glob("kernels*_cuda.inc"))
 
 
 def ops() -> list[str]:

@@ -43,19 +43,22 @@ def test_an_op_is_one_folder_one_file_one_test(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_kernel_is_its_file_and_one_line(op):
-    cpu, cuda = support_matrix.kernels(op), support_matrix.cuda_kernels(op)
+    cpu, tables = support_matrix.kernels(op), support_matrix.cuda_tables(op)
+    cuda = [(table[len("kernels") : -len("_cuda.inc")], support_matrix.kernels(op, table)) for table in tables]
     op = {"fp8_mm": "fp8_weight_mm"}.get(op, op)  # runs the other's kernels
-    for listed, suffix, targets in ((cpu, "cpp", ISAS), (cuda, "cu", SMS)):
-        assert all(re.fullmatch(rf"{op}_(\w+_)?{target}", name) for target, name in listed)
+    for listed, suffix, targets in (([("", cpu)], "cpp", ISAS), (cuda, "cu", SMS)):
+        for plan, table in listed:
+            assert all(re.fullmatch(rf"{op}{plan}_(\w+_)?{target}", name) for target, name in table)
+            order = [target for target, _ in table]
+            assert order == [target for target in targets if target in order], "best first"
         files = {path.stem for path in CSRC.glob(f"{op}/{op}_*.{suffix}")} - {f"{op}_cuda"}
-        assert files == {name for _, name in listed}
-        order = [target for target, _ in listed]
-        assert order == [target for target in targets if target in order], "best first"
+        assert files == {name for _, table in listed for _, name in table}
     assert cpu[-1][0] == "ref"
     assert (CSRC / op / f"{op}_cuda.cpp").exists() or not cuda, "CUDA kernels have an entry"
-    table = CSRC / op / "kernels_cuda.inc"
-    with_cutlass = re.findall(r"^AOQ_CUTLASS_KERNEL\(\w+, (\w+)\)", table.read_text() if cuda else "", re.MULTILINE)
-    assert with_cutlass == [name for _, name in cuda if "_cutlass_" in name], "its name says how it is built"
+    text = "".join((CSRC / op / table).read_text() for table in tables)
+    with_cutlass = re.findall(r"^AOQ_CUTLASS_KERNEL\(\w+, (\w+)\)", text, re.MULTILINE)
+    names = [name for _, table in cuda for _, name in table]
+    assert with_cutlass == [name for name in names if "_cutlass_" in name], "its name says how it is built"
 
 
 @pytest.mark.parametrize("path", SEALED, ids=lambda path: path.name)

@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/cuda.h"
+#include "core/packed_mm_plan.h"
 #include "core/sm.h"
 
 // Weak: a torch without CUDA lacks it, where tests load this library to see what it registers.
@@ -43,6 +44,24 @@ class OnDevice {
   const char* op_;
   torch::stable::accelerator::DeviceGuard guard_;
 };
+
+inline int attribute(cudaDeviceAttr which, int device, const char* op) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, which, device), op);
+  return value;
+}
+
+// What cost models ask of the device of x.
+inline Device device_of(const Tensor& x, int capability, const char* op) {
+  const int index = x.get_device_index();
+  auto value = [&](cudaDeviceAttr which) { return attribute(which, index, op); };
+  // kHz and bits; twice a clock.
+  const double rate = 2e-6 * value(cudaDevAttrMemoryClockRate) * value(cudaDevAttrGlobalMemoryBusWidth) / 8;
+  // Multiply-adds of mma.sync, which reaches some 60% of Hopper's tensor cores.
+  const double a_clock = capability == 86 || capability == 89 ? 512 : capability == 90 ? 1280 : 1024;
+  const double clock = 1e-6 * value(cudaDevAttrClockRate);
+  return {value(cudaDevAttrMultiProcessorCount), rate > 0 ? rate : 1000, a_clock * (clock > 0 ? clock : 1.5)};
+}
 
 inline void check_device(const Tensor& tensor, const Tensor& like, const char* op, const char* operand) {
   check_value(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), op, operand,

@@ -23,6 +23,8 @@ struct PackedMm {
   // Where x is quantized to int8:
   bool x_asymmetric;
   const float* w_sum;  // [n], the sum of each row of w; read when x is asymmetric
+  // On CUDA x holds the codes, and x_scale below and x_zero what they are to be multiplied with and less by.
+  const float* x_zero;  // [m]; read when x is asymmetric
 
   // Where weights are fp8:
   bool w_e5m2;           // e5m2, else e4m3

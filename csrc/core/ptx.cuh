@@ -8,9 +8,10 @@
 namespace aoq::ptx {
 namespace {
 
-// A pair of 16-bit floats as a tensor core takes it, the first one low.
+// What a tensor core takes in 32 bits, the first one low: pairs of 16-bit floats, four signed bytes.
 struct Bf16 {};
 struct F16 {};
+struct S8 {};
 
 struct U32x4 {
   uint32_t word[4];
@@ -57,12 +58,43 @@ __device__ inline uint32_t load_ahead(const void* data) {
   return v;
 }
 
+// Sixteen bytes of a constant.
+__device__ inline U32x4 load_sixteen(const void* data) {
+  U32x4 v;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(data));
+  return v;
+}
+
+// Sixteen bytes of shared memory.
+__device__ inline U32x4 load_shared(const void* data) {
+  U32x4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "r"(shared_address(data))
+               : "memory");
+  return v;
+}
+
 // Copies sixteen bytes to shared memory in the background: `bytes` of them (0 to 16) from `data`, then zeros.
 __device__ inline void copy_async(void* shared, const void* data, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(data), "r"(bytes)
                : "memory");
 }
+// Four bytes, or as many zeros.
+__device__ inline void copy_async_word(void* shared, const void* data, bool real) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(data),
+               "r"(real ? 4 : 0)
+               : "memory");
+}
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// This thread's copies since the last such call are one group; then all groups but the last kLeft have arrived.
+__device__ inline void group_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLeft>
+__device__ inline void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
 
 // Four 8x8 matrices of 16-bit values. Lane l gives the address of row l % 8 of matrix l / 8 and gets of each matrix the
 // pair 2 (l % 4), + 1 of row l / 4.
@@ -84,8 +116,18 @@ __device__ inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
   return v;
 }
 
+// (a & b) ^ c
+__device__ inline uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t v;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
+  return v;
+}
+
 // Byte i of the result is byte (selector >> 4i & 7) of the eight bytes b:a.
 __device__ inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+
+// sum + the four signed bytes
+__device__ inline int add_bytes(uint32_t bytes, int sum) { return __dp4a(static_cast<int>(bytes), 0x01010101, sum); }
 
 // a * b + c in both halves, rounded once.
 __device__ inline uint32_t fma_pair(Bf16, uint32_t a, uint32_t b, uint32_t c) {
@@ -122,17 +164,21 @@ __device__ inline uint32_t f32_to_f16(float value) {
         ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                   \
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                                 \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                         \
-  }                                                                                                              \
-  /* The same with k of 8: a(.; c, c + 1), b0. */                                                                \
-  __device__ inline void multiply_k8(type, float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t b0) {             \
-    asm("mma.sync.aligned.m16n8k8.row.col.f32." name "." name                                                    \
-        ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                                               \
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                                 \
-        : "r"(a0), "r"(a1), "r"(b0));                                                                            \
   }
 AOQ_MMA_K16(Bf16, "bf16")
 AOQ_MMA_K16(F16, "f16")
 #undef AOQ_MMA_K16
+
+// sum += a * b, a 16x32 and b 32x8 of signed bytes, exact in 32 bits. With g = lane / 4 and c = 4 (lane % 4), a lane
+// holds
+//   a[0] = a(g; c ..), a[1] = a(g + 8; c ..), a[2] = a(g; c + 16 ..), a[3] = a(g + 8; c + 16 ..), four along k each,
+//   b0 = b(c ..; g), b1 = b(c + 16 ..; g), and sums as above.
+__device__ inline void multiply_k32(S8, int32_t (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 // ---- between blocks: instructions of sm_90, nothing on others
 

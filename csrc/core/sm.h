@@ -41,11 +41,14 @@ AOQ_API void set_sm(const std::string& name);  // what AOQ_SM does, in a running
 AOQ_API bool register_cuda_op(const char* op, std::vector<CudaKernelName> names);
 AOQ_API std::vector<std::string> cuda_kernel_names(const std::string& op, int capability);  // best first
 
-template <class Function, size_t N>
-bool register_cuda_op(const char* op, const CudaKernel<Function> (&kernels)[N]) {
+template <class... Tables>
+bool register_cuda_op(const char* op, const Tables&... tables) {
   std::vector<CudaKernelName> names;
-  for (const auto& kernel : kernels)
-    if (kernel.run) names.push_back({kernel.sm, kernel.name});
+  auto list = [&](const auto& table) {
+    for (const auto& kernel : table)
+      if (kernel.run) names.push_back({kernel.sm, kernel.name});
+  };
+  (list(tables), ...);
   return register_cuda_op(op, std::move(names));
 }
 

@@ -1,8 +1,10 @@
-// int4_mm.h's formula on CUDA; packed as core/int4_cuda.h says.
+// int4_mm.h's formula on CUDA; packed as core/int4_cuda.h says. Two tables: kernels for few rows of x (skinny), which
+// take every shape, and for many (wide).
 #pragma once
 #include "core/cuda.h"
 #include "core/packed_mm.h"
 #include "int4_mm/int4_mm_plan.h"
+#include "int4_mm/int4_mm_wide_plan.h"
 
 namespace aoq {
 
@@ -14,8 +16,20 @@ struct Int4MmCuda {
 
 using Int4MmCudaKernel = void (*)(const Int4MmCuda&, CudaStream);
 
+struct Int4MmWide {
+  PackedMm mm;
+  int4_wide::Plan plan;
+  float* workspace;  // int4_wide::workspace_of says how many
+};
+
+using Int4MmWideKernel = void (*)(const Int4MmWide&, CudaStream);
+
 #define AOQ_KERNEL(sm, function) void function(const Int4MmCuda&, CudaStream);
 #include "int4_mm/kernels_cuda.inc"
+#undef AOQ_KERNEL
+
+#define AOQ_KERNEL(sm, function) void function(const Int4MmWide&, CudaStream);
+#include "int4_mm/kernels_wide_cuda.inc"
 #undef AOQ_KERNEL
 
 }  // namespace aoq

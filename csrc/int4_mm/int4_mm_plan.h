@@ -12,8 +12,7 @@
 #pragma once
 #include <cstdint>
 
-#include "core/packed.h"
-#include "core/packed_mm.h"
+#include "core/packed_mm_plan.h"
 
 namespace aoq::int4_skinny {
 
@@ -33,15 +32,6 @@ struct Plan {
   constexpr int split() const { return 1 << log_split; }
 };
 
-// The columns after which sums are scaled: groups begin and end there only.
-constexpr int span_of(int64_t group, int64_t k) {
-  if (group >= k || group % 128 == 0) return 128;
-  return group % 64 == 0 ? 64 : group % 32 == 0 ? 32 : 8;
-}
-
-struct Share {
-  int64_t begin, end;
-};
 // Piece `index` of 2^log_pieces as equal as can be; no division, which would delay a warp's first load.
 constexpr Share share(Share of, int64_t index, int log_pieces) {
   const int64_t count = of.end - of.begin;
@@ -53,23 +43,20 @@ constexpr int64_t row_blocks(const Plan& plan, int64_t n) { return ceil_div(n, b
 
 // ---- shared memory
 
-// From one row of x to the next, in 16-bit values: eight rows lie in different banks.
-constexpr int64_t x_pitch(const Plan& plan) { return plan.chunk + 8; }
-constexpr int64_t x_bytes(const Plan& plan, int64_t rows) { return rows * x_pitch(plan) * 2; }
+// From one row of x to the next: eight rows lie in different banks.
+constexpr int64_t x_pitch(int64_t chunk, int64_t bytes) { return bytes * chunk + 16; }
 // Sums of a warp: [tokens][rows of the warp + 4 so that a fragment's lie in different banks].
 constexpr int sum_pitch(int tokens) { return 16 * row_tiles(tokens) + 4; }
 constexpr int64_t sum_bytes(int tokens) { return int64_t{4} * kWarps * tokens * sum_pitch(tokens); }
 
 constexpr int64_t kMostShared = 98304;  // what every device from sm_80 on gives a block
 
-constexpr int64_t shared_bytes(const Plan& plan, int64_t m) {
-  const int64_t x = x_bytes(plan, m < plan.tokens ? m : plan.tokens), sums = sum_bytes(plan.tokens);
+constexpr int64_t shared_bytes(const Plan& plan, int64_t m, int64_t bytes) {
+  const int64_t x = (m < plan.tokens ? m : plan.tokens) * x_pitch(plan.chunk, bytes), sums = sum_bytes(plan.tokens);
   return x > sums ? x : sums;
 }
 
-// ---- workspace: sums that are added up through memory, and an fp32 x as three bf16 planes, whose sums are too
-
-constexpr int kPlanes = 3;
+// ---- workspace: sums that are added up through memory, and the planes of an fp32 x
 
 constexpr int slabs_of(const Plan& plan, bool cluster, bool f32) {
   return (cluster ? 1 : plan.split()) * (f32 ? kPlanes : 1);
@@ -84,15 +71,6 @@ constexpr int64_t workspace_floats(const Plan& plan, bool cluster, bool f32, int
 
 constexpr int kConfigs = 16;
 
-struct Device {
-  int multiprocessors;
-  double bytes_per_ns;  // of memory, all multiprocessors together
-};
-
-struct Shape {
-  int64_t m, n, k, group;
-};
-
 // k in units of 128 that a block, or a warp, gets at most.
 constexpr int64_t block_units(const Plan& plan, int64_t k) { return ceil_div(ceil_div(k, 128), plan.split()); }
 
@@ -101,7 +79,7 @@ constexpr Plan plan_of(int config, const Shape& shape) {
   const bool odd_group = span_of(shape.group, shape.k) == 8;
   Plan plan{odd_group ? 16 : shape.m <= 8 ? 8 : shape.m <= 16 ? 16 : 32, config / 4, config % 4, 0};
   const int64_t rows = shape.m < plan.tokens ? shape.m : plan.tokens;
-  const int64_t fitting = (kMostShared / (2 * rows) - 8) / 128, wanted = block_units(plan, shape.k);
+  const int64_t fitting = (kMostShared / rows - 16) / (128 * shape.x_bytes), wanted = block_units(plan, shape.k);
   plan.chunk = 128 * (wanted < fitting ? wanted : fitting);
   return plan;
 }
@@ -113,15 +91,18 @@ constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& dev
       128 * plan.warps_k() * ceil_div(block_units(plan, shape.k), plan.warps_k());  // idle warps' too
   const double scales = shape.group < shape.k ? 4.0 / static_cast<double>(shape.group) : 0;
   const double weights = static_cast<double>(block_rows(plan) * columns) * (0.5 + scales);
-  const double x = static_cast<double>(tokens * columns);  // from L2, twice as fast
+  const double x = static_cast<double>(tokens * columns * shape.x_bytes) / 2;  // from L2, twice as fast
   const int64_t waves = ceil_div(blocks, device.multiprocessors);
   // What a block gets of the memory's rate, and at most the 48 KB that it has in flight each 1200 ns; decoding would
   // allow 57 at 1.7 GHz.
   const double fair = device.bytes_per_ns * static_cast<double>(waves) / static_cast<double>(blocks);
   const double rate = fair < 40 ? fair : 40;
+  // 70% of the tensor cores' peak, from where reading no longer binds.
+  const double multiplies = static_cast<double>(block_rows(plan) * columns * plan.tokens * shape.x_bytes) / 2;
+  const double compute = multiplies / (0.7 * device.multiplies_per_ns), read = (weights + x) / rate;
   const double passes = static_cast<double>(ceil_div(128 * block_units(plan, shape.k), plan.chunk));
   const double add = (plan.log_warps_k ? 300 : 0) + (plan.log_split ? 800 + 100 * plan.split() : 0);
-  return static_cast<double>(waves) * ((weights + x) / rate + 700 + 300 * passes) + add;
+  return static_cast<double>(waves) * ((read > compute ? read : compute) + 700 + 300 * passes) + add;
 }
 
 constexpr Plan choose(const Shape& shape, const Device& device) {

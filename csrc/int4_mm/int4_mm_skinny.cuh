@@ -3,9 +3,9 @@
 //   A warp streams its tiles of the packed weight from memory to registers, sixteen bytes a lane, kAhead tiles ahead of
 //   use and past L1; what a lane loads is its share of A once decoded (core/int4_cuda.h), so no weight goes through
 //   shared memory. x does, by cp.async, and comes back as B with ldmatrix.
-//   Codes minus 8 are exact in 16 bits, their products with x exact in fp32. After each span of k, which lies in one
-//   group, a row's sums are multiplied with its scale. The zero point's share, (8 - zero) * scale * (sum of x), takes
-//   one multiplication more with a matrix of ones.
+//   Codes minus 8 are exact in 16 bits, their products with x exact in fp32; in 8 bits (int8_int4_mm) sums are whole
+//   numbers. After each span of k, which lies in one group, a row's sums are multiplied with its scale. The zero
+//   point's share, (8 - zero) * scale * (sum of x), takes one multiplication more with a matrix of ones.
 //   Warps, and blocks, that share rows along k add up through shared memory, that of the cluster, or memory: always in
 //   the same order.
 //
@@ -13,58 +13,21 @@
 #pragma once
 #include <type_traits>
 
-#include "core/dtype.h"
-#include "core/grid.cuh"
 #include "core/int4_cuda.h"
-#include "core/packed_mm.h"
-#include "core/ptx.cuh"
+#include "core/packed_mm.cuh"
 #include "int4_mm/int4_mm_plan.h"
 
 namespace aoq::int4_skinny {
 namespace {
 
-// A word of codes to the registers of A: pairs of code - 8, exact.
-__device__ inline void decode(ptx::Bf16 type, uint32_t word, uint32_t (&pairs)[4]) {
-  for (int j = 0; j < 4; ++j) {
-    const uint32_t biased = ptx::and_or(word >> 4 * j, 0x000f000f, 0x43004300);  // 128 + code
-    pairs[j] = ptx::fma_pair(type, biased, 0x3f803f80, 0xc308c308);              // - 136
-  }
-}
-__device__ inline void decode(ptx::F16 type, uint32_t word, uint32_t (&pairs)[4]) {
-  for (int j = 0; j < 4; j += 2) {
-    const uint32_t low = ptx::and_or(word >> 4 * j, 0x000f000f, 0x64006400);   // 1024 + code
-    const uint32_t high = ptx::and_or(word >> 4 * j, 0x00f000f0, 0x64006400);  // 1024 + 16 code
-    pairs[j] = ptx::fma_pair(type, low, 0x3c003c00, 0xe408e408);               // - 1032
-    pairs[j + 1] = ptx::fma_pair(type, high, 0x2c002c00, 0xd480d480);          // / 16 - 72
-  }
-}
+// Of the register of B that holds them, the columns of the eight `eight` of a multiplication.
+__device__ inline uint32_t eight_mask(ptx::Bf16, int) { return ~0u; }
+__device__ inline uint32_t eight_mask(ptx::F16, int) { return ~0u; }
+__device__ inline uint32_t eight_mask(ptx::S8, int eight) { return eight % 2 ? 0xff00ff00 : 0x00ff00ff; }
+
 __device__ inline uint32_t ones(ptx::Bf16) { return 0x3f803f80; }
 __device__ inline uint32_t ones(ptx::F16) { return 0x3c003c00; }
-
-// Scales or zero points of any dtype without a branch: a row's value is some bytes of an aligned word.
-class ScaleReader {
- public:
-  __device__ ScaleReader(Dtype dtype, int row) : f16_(dtype == Dtype::f16) {
-    const uint32_t bytes = dtype == Dtype::f32 ? 4 : 2;
-    // Of the word's halves the even row's is low. bf16 goes to the upper half of a float, fp16 is converted.
-    const bool odd = row % 2;
-    selector_ = ptx::kept(dtype == Dtype::f32 ? 0x3210 : f16_ ? (odd ? 0x4432 : 0x4410) : (odd ? 0x3244 : 0x1044));
-    half_ = ptx::kept(8 * bytes);
-    offset_ = row * bytes & ~3u;
-  }
-  __device__ uint32_t offset() const { return offset_; }   // bytes from a group's first value to row's
-  __device__ uint32_t half() const { return half_; }       // from row's to row + 8's
-  __device__ uint32_t group() const { return 2 * half_; }  // from a group to the next
-  __device__ float value(uint32_t word) const {
-    const uint32_t chosen = ptx::bytes_of(word, 0, selector_);
-    const float converted = ptx::f16_to_f32(chosen);
-    return f16_ ? converted : bits_to_float(chosen);
-  }
-
- private:
-  bool f16_;
-  uint32_t offset_, half_, selector_;
-};
+__device__ inline uint32_t ones(ptx::S8) { return 0x10101010; }  // kUnit, as codes are
 
 struct Args {
   PackedMm p;
@@ -74,7 +37,10 @@ struct Args {
 
 template <class X, int kTokens, int kSpan, bool kZero, bool kCluster>
 __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
+  using M = Math<X>;
+  using Sum = typename M::Sum;
   constexpr int kTiles = row_tiles(kTokens), kAhead = tiles_ahead(kTokens), kEights = kTokens / 8;
+  constexpr int kBytes = M::kBytes, kTileX = int4_cuda::kTileK * kBytes;  // of a row of x
   static_assert(kAhead % 2 == 0, "a tile's place in a span of 128 is known when it is compiled");
   const PackedMm& p = args.p;
   const Plan& plan = args.plan;
@@ -138,27 +104,34 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
   };
 
   // ---- sums: of a span, and of all
-  float total[kTiles][kEights][4] = {}, sum[kTiles][kEights][4] = {}, x_sum[kEights][4] = {};
+  float total[kTiles][kEights][4] = {};
+  Sum sum[kTiles][kEights][4], x_sum[kEights][4];
+  auto start_span = [&] {
+#pragma unroll
+    for (int j = 0; j < kEights; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x_sum[j][i] = M::kZero;
+#pragma unroll
+        for (int r = 0; r < kTiles; ++r) sum[r][j][i] = M::kZero;
+      }
+  };
   auto end_span = [&] {
 #pragma unroll
     for (int r = 0; r < kTiles; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float scale = reader.value(scale_words[r][half]);
+        const float scale = reader.value(scale_words[r][half]) / M::kUnit;
         const float shift = kZero ? (8 - reader.value(zero_words[r][half])) * scale : 0;
 #pragma unroll
         for (int j = 0; j < kEights; ++j)
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            total[r][j][i] = __fmaf_rn(sum[r][j][i], scale, total[r][j][i]);
-            if constexpr (kZero) total[r][j][i] = __fmaf_rn(x_sum[j][i], shift, total[r][j][i]);
-            sum[r][j][i] = 0;
+            total[r][j][i] = __fmaf_rn(M::value(sum[r][j][i]), scale, total[r][j][i]);
+            if constexpr (kZero) total[r][j][i] = __fmaf_rn(M::value(x_sum[j][i]), shift, total[r][j][i]);
           }
       }
-#pragma unroll
-    for (int j = 0; j < kEights; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x_sum[j][i] = 0;
+    start_span();
     uint32_t bytes = 0;
     if (--spans_left == 0) {
       spans_left = spans_of_group;
@@ -173,72 +146,69 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
 
   // ---- x in shared memory
   char* const shared = ptx::shared_memory();
-  const int64_t pitch = 2 * x_pitch(plan);
+  const int64_t pitch = x_pitch(plan.chunk, kBytes);
   const char* fragments[kEights];
 #pragma unroll
   for (int j = 0; j < kEights; ++j) {
     const int token = 8 * j + lane % 8;  // beyond m: some row, whose column is never stored
     fragments[j] = shared + (token < tokens ? token : tokens - 1) * pitch + 16 * (lane / 8);
   }
-  const uint16_t* const x = static_cast<const uint16_t*>(p.x) + first_token * p.x_stride;
-  const bool aligned = p.x_stride % 8 == 0 && reinterpret_cast<uintptr_t>(p.x) % 16 == 0;
+  const char* const x = static_cast<const char*>(p.x) + first_token * p.x_stride * kBytes;
+  const bool aligned = p.x_stride * kBytes % 16 == 0 && reinterpret_cast<uintptr_t>(p.x) % 16 == 0;
   auto copy_x = [&](int64_t first, int64_t last) {  // columns, zeros from k on
+    constexpr int kStep = 16 / kBytes;
     const bool by_warp = tokens >= kWarps;
     for (int token = by_warp ? warp : 0; token < tokens; token += by_warp ? kWarps : 1)
-      for (int64_t k = first + 8 * (by_warp ? lane : static_cast<int>(threadIdx.x)); k < last;
-           k += 8 * (by_warp ? 32 : kThreads)) {
-        char* const to = shared + token * pitch + 2 * (k - first);
-        const uint16_t* const from = x + token * p.x_stride + k;
-        const int64_t left = p.k - k < 0 ? 0 : p.k - k < 8 ? p.k - k : 8;
-        if (aligned)
-          ptx::copy_async(to, left ? from : x, static_cast<int>(2 * left));
+      for (int64_t k = first + kStep * (by_warp ? lane : static_cast<int>(threadIdx.x)); k < last;
+           k += kStep * (by_warp ? 32 : kThreads)) {
+        char* const to = shared + token * pitch + kBytes * (k - first);
+        const char* const from = x + kBytes * (token * p.x_stride + k);
+        const int64_t left = p.k - k < 0 ? 0 : p.k - k < kStep ? p.k - k : kStep;
+        if (kBytes == 1 || aligned)
+          ptx::copy_async(to, left ? from : x, static_cast<int>(kBytes * left));
         else
-          for (int i = 0; i < 8; ++i) reinterpret_cast<uint16_t*>(to)[i] = i < left ? from[i] : uint16_t{0};
+          for (int i = 0; i < 8; ++i)
+            reinterpret_cast<uint16_t*>(to)[i] = i < left ? reinterpret_cast<const uint16_t*>(from)[i] : uint16_t{0};
       }
   };
 
-  // ---- a tile of k: two pairs of atoms
+  // ---- a tile of k, in multiplications of 32 bytes of x
   auto multiply_tile = [&](const ptx::U32x4(&codes)[kTiles], int offset, bool ends_span) {
 #pragma unroll
-    for (int pair = 0; pair < 2; ++pair) {
+    for (int pair = 0; pair < kTileX / 64; ++pair) {
       ptx::U32x4 b[kEights];
 #pragma unroll
       for (int j = 0; j < kEights; ++j) b[j] = ptx::load_matrices(fragments[j] + offset + 64 * pair);
       const uint32_t one = ones(X{}), all_ones[4] = {one, one, one, one};
 #pragma unroll
-      for (int atom = 0; atom < 2; ++atom) {
-        if constexpr (kSpan == 8) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-#pragma unroll
-            for (int j = 0; j < kEights; ++j)
-              if constexpr (kZero) ptx::multiply_k8(X{}, x_sum[j], one, one, b[j].word[2 * atom + half]);
-#pragma unroll
-            for (int r = 0; r < kTiles; ++r) {
-              uint32_t a[4];
-              decode(X{}, codes[r].word[2 * pair + atom], a);
-#pragma unroll
-              for (int j = 0; j < kEights; ++j)
-                ptx::multiply_k8(X{}, sum[r][j], a[2 * half], a[2 * half + 1], b[j].word[2 * atom + half]);
-            }
-            end_span();
-          }
-        } else {
+      for (int half = 0; half < 2; ++half) {
+        const int word = (2 * pair + half) * M::kWords;
+        auto with = [&](auto operand) {  // operand(j, i): b_i of the tokens 8j ..
 #pragma unroll
           for (int j = 0; j < kEights; ++j)
-            if constexpr (kZero)
-              ptx::multiply_k16(X{}, x_sum[j], all_ones, b[j].word[2 * atom], b[j].word[2 * atom + 1]);
+            if constexpr (kZero) M::multiply(x_sum[j], all_ones, operand(j, 0), operand(j, 1));
 #pragma unroll
           for (int r = 0; r < kTiles; ++r) {
             uint32_t a[4];
-            decode(X{}, codes[r].word[2 * pair + atom], a);
+            M::decode(&codes[r].word[word], a);
 #pragma unroll
-            for (int j = 0; j < kEights; ++j)
-              ptx::multiply_k16(X{}, sum[r][j], a, b[j].word[2 * atom], b[j].word[2 * atom + 1]);
+            for (int j = 0; j < kEights; ++j) M::multiply(sum[r][j], a, operand(j, 0), operand(j, 1));
           }
+        };
+        if constexpr (kSpan == 8) {
+#pragma unroll
+          for (int eight = 0; eight < 32 / kBytes / 8; ++eight) {  // of the columns, the others as zeros
+            with([&](int j, int i) {
+              return i == eight * kBytes / 2 ? b[j].word[2 * half + i] & eight_mask(X{}, eight) : 0;
+            });
+            end_span();
+          }
+        } else {
+          with([&](int j, int i) { return b[j].word[2 * half + i]; });
+          if constexpr (kSpan == 32 && kBytes == 1) end_span();
         }
       }
-      if constexpr (kSpan == 32) end_span();
+      if constexpr (kSpan == 32 && kBytes == 2) end_span();
     }
     if constexpr (kSpan == 64) end_span();
     if constexpr (kSpan == 128)
@@ -248,6 +218,7 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
   // ---- this block's columns, as much of them at a time as x fits
   const Share all = share({0, ceil_div(p.k, 128)}, rank, plan.log_split);
   int64_t next_tile = 0;  // where rows points
+  start_span();
   for (int64_t begin = all.begin; begin < all.end || begin == all.begin; begin += plan.chunk / 128) {
     const Share pass = {begin, begin + plan.chunk / 128 < all.end ? begin + plan.chunk / 128 : all.end};
     const Share mine = share(pass, warp_k, plan.log_warps_k);
@@ -273,12 +244,12 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
     copy_x(128 * pass.begin, 128 * pass.end);
     ptx::wait_for_copies();
     __syncthreads();
-    int offset = static_cast<int>(2 * (64 * first - 128 * pass.begin));
-    for (int tile = 0; tile < count; tile += kAhead, offset += 128 * kAhead) {
+    int offset = static_cast<int>(kBytes * (64 * first - 128 * pass.begin));
+    for (int tile = 0; tile < count; tile += kAhead, offset += kTileX * kAhead) {
 #pragma unroll
       for (int stage = 0; stage < kAhead; ++stage) {
         if (stage % 2 == 0 && tile + stage >= count) break;
-        multiply_tile(weights[stage], offset + 128 * stage, stage % 2 == 1);
+        multiply_tile(weights[stage], offset + kTileX * stage, stage % 2 == 1);
         if (tile + stage + kAhead < loads) load(stage, stage + kAhead);
       }
       advance(kAhead);
@@ -326,65 +297,22 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
       const int64_t slab = kCluster ? 0 : rank;
       args.partial[(slab * p.m + m) * p.n + row] = value;
     } else {
-      if (p.bias) value += load_float(p.bias, p.bias_dtype, row);
-      store_float(p.out, p.x_dtype, m * p.n + row, value);
+      store_float(p.out, p.out_dtype, m * p.n + row, finished(p, m, row, value));
     }
   }
   if constexpr (kCluster) ptx::cluster_barrier();  // no block ends while another reads its sums
 }
 
-// out = the sum of slabs of fp32 [m][n], in order, + bias
-__global__ void __launch_bounds__(kThreads) add_slabs(const PackedMm p, const float* slabs, int count) {
-  for (int64_t i = first_item(); i < p.m * p.n; i += item_stride()) {
-    float value = slabs[i];
-    for (int slab = 1; slab < count; ++slab) value += slabs[slab * p.m * p.n + i];
-    if (p.bias) value += load_float(p.bias, p.bias_dtype, i % p.n);
-    store_float(p.out, p.x_dtype, i, value);
-  }
-}
-
-// fp32 x to three bf16 planes [m][k] whose sum it is, exactly: 8 of its 24 bits each, cut off rather than rounded.
-__global__ void __launch_bounds__(kThreads) split_f32(const PackedMm p, uint16_t* planes) {
-  for (int64_t i = first_item(); i < p.m * p.k; i += item_stride()) {
-    float left = static_cast<const float*>(p.x)[i / p.k * p.x_stride + i % p.k];
-    for (int plane = 0; plane < 3; ++plane) {
-      const uint32_t bits = float_to_bits(left);
-      planes[plane * p.m * p.k + i] = static_cast<uint16_t>(bits >> 16 | ((bits & 0x7fffffff) > 0x7f800000 ? 0x40 : 0));
-      left -= bits_to_float(bits & 0xffff0000);
-    }
-  }
-}
-
 // ---- launching
-
-template <class Kernel, class... Parameters>
-void launch(Kernel kernel, dim3 grid, int64_t shared, CudaStream stream, unsigned cluster, Parameters... parameters) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared);
-  config.stream = stream;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = cluster;
-  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = attributes;
-  config.numAttrs = cluster ? 2 : 0;
-  cudaLaunchKernelEx(&config, kernel, parameters...);
-}
 
 template <class X, int kTokens, int kSpan, bool kZero, bool kCluster>
 void run(const Args& args, CudaStream stream) {
   const auto kernel = multiply<X, kTokens, kSpan, kZero, kCluster>;
-  const int64_t shared = shared_bytes(args.plan, args.p.m);
-  if (shared > 49152)  // what needs no asking
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMostShared));
+  const int64_t shared = shared_bytes(args.plan, args.p.m, Math<X>::kBytes);
   const int64_t token_blocks = ceil_div(args.p.m, kTokens), y = token_blocks < 65535 ? token_blocks : 65535;
   const dim3 grid(static_cast<unsigned>(row_blocks(args.plan, args.p.n) * args.plan.split()), static_cast<unsigned>(y),
                   static_cast<unsigned>(ceil_div(token_blocks, y)));
-  launch(kernel, grid, shared, stream, kCluster ? args.plan.split() : 0, args);
+  launch(kernel, {grid, kThreads, shared, stream, kCluster ? static_cast<unsigned>(args.plan.split()) : 0}, args);
 }
 
 template <class X, bool kZero, bool kCluster>
@@ -406,7 +334,7 @@ void run(const Args& args, CudaStream stream) {
   }
 }
 
-// workspace: workspace_floats of them.
+// int4_mm; workspace: workspace_floats of them.
 template <bool kCluster>
 void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
   const bool f32 = p.x_dtype == Dtype::f32;
@@ -414,7 +342,7 @@ void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream strea
   Args args{p, plan, slabs > 1 ? workspace : nullptr};
   if (f32) {
     auto* planes = reinterpret_cast<uint16_t*>(workspace + ceil_div(slabs * p.m * p.n, 4) * 4);
-    launch(split_f32, dim3(grid_for(p.m * p.k, kThreads)), 0, stream, 0, p, planes);
+    launch(copy_rows, {dim3(grid_for(p.m * p.k, kAddThreads)), kAddThreads, 0, stream, 0}, p, planes, p.k);
     args.p.x = planes;
     args.p.x_dtype = Dtype::bf16;
     args.p.x_stride = p.k;
@@ -424,9 +352,16 @@ void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream strea
     p.zero_point ? run<ptx::F16, true, kCluster>(args, stream) : run<ptx::F16, false, kCluster>(args, stream);
   else
     p.zero_point ? run<ptx::Bf16, true, kCluster>(args, stream) : run<ptx::Bf16, false, kCluster>(args, stream);
-  if (args.partial)
-    launch(add_slabs, dim3(grid_for(p.m * p.n, kThreads)), 0, stream, 0, p, static_cast<const float*>(workspace),
-           slabs);
+  if (args.partial) add(p, workspace, slabs, stream);
+}
+
+// int8_int4_mm: p.x holds codes in the order of quantized_k, rows of whole sixteens.
+template <bool kCluster>
+void run_int8(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+  const int slabs = slabs_of(plan, kCluster, false);
+  const Args args{p, plan, slabs > 1 ? workspace : nullptr};
+  p.zero_point ? run<ptx::S8, true, kCluster>(args, stream) : run<ptx::S8, false, kCluster>(args, stream);
+  if (args.partial) add(p, workspace, slabs, stream);
 }
 
 }  // namespace

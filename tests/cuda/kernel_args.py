@@ -48,6 +48,7 @@ class PackedMm(Args):
         *(("x", POINTER), ("x_dtype", ctypes.c_int8), ("x_stride", I64), ("packed", POINTER), ("scale", POINTER)),
         *(("zero_point", POINTER), ("scale_dtype", ctypes.c_int8), ("bias", POINTER), ("bias_dtype", ctypes.c_int8)),
         *(("out", POINTER), ("out_dtype", ctypes.c_int8), ("x_asymmetric", ctypes.c_bool), ("w_sum", POINTER)),
+        ("x_zero", POINTER),
         *(("w_e5m2", ctypes.c_bool), ("x_scale", POINTER), ("x_scale_stride", I64)),
     )
 
@@ -58,6 +59,14 @@ class Plan(Args):
 
 class Int4MmCuda(Args):
     _fields_ = (("mm", PackedMm), ("plan", Plan), ("workspace", POINTER))
+
+
+class WidePlan(Args):
+    _fields_ = (("tokens", ctypes.c_int), ("split", ctypes.c_int))
+
+
+class Int4MmWide(Args):
+    _fields_ = (("mm", PackedMm), ("plan", WidePlan), ("workspace", POINTER))
 
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

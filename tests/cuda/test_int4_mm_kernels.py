@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, Int4MmCuda, PackedMm, Plan
+from kernel_args import DTYPES, Int4MmCuda, Int4MmWide, PackedMm, Plan, WidePlan
 
 from aoq.ops import int4_dequantize, int4_pack_reference, int4_quantize, tile_scale
 
 CUDA = torch.device("cuda")
 KERNELS = ("int4_mm_sm80", "int4_mm_sm90a")
+WIDE = "int4_mm_wide_sm80"
 
 
 class Weight:
@@ -25,13 +26,27 @@ class Weight:
 
 
 def run(simt_kernel, kernel, x, weight, bias=None, log_warps_k=0, log_split=0, tokens=None, chunk=4096):
-    """out of the kernel under the plan given, every byte of its memory poisoned first."""
+    """out of a kernel for few rows under the plan given, every byte of its memory poisoned first."""
     (m, k), n = x.shape, weight.n
     if tokens is None:
         odd_group = weight.group < k and weight.group % 32
         tokens = 16 if odd_group else 8 if m <= 8 else 16 if m <= 16 else 32
     slabs = (1 if kernel.endswith("sm90a") else 1 << log_split) * (3 if x.dtype == torch.float32 else 1)
+    plan = Plan(tokens=tokens, log_warps_k=log_warps_k, log_split=log_split, chunk=chunk)
     workspace = torch.full((slabs * m * n + 4 + 2 * m * k,), math.nan)
+    return multiply(simt_kernel(kernel, Int4MmCuda), x, weight, bias, plan, workspace)
+
+
+def run_wide(simt_kernel, x, weight, bias=None, tokens=64, split=1):
+    """The same of the kernel for many rows."""
+    (m, k), n = x.shape, weight.n
+    workspace = torch.full((3 * (split * m * n + m * (k + 8) + m * (k // 32 + 1)) + 4,), math.nan)
+    plan = WidePlan(tokens=tokens, split=split)
+    return multiply(simt_kernel(WIDE, Int4MmWide), x, weight, bias, plan, workspace)
+
+
+def multiply(kernel, x, weight, bias, plan, workspace):
+    (m, k), n = x.shape, weight.n
     out = torch.full((m, n), math.nan, dtype=x.dtype)
     mm = PackedMm(
         **dict(m=m, n=n, k=k, group=weight.group, x=x, x_dtype=DTYPES[x.dtype], x_stride=x.stride(0)),
@@ -39,10 +54,9 @@ def run(simt_kernel, kernel, x, weight, bias=None, log_warps_k=0, log_split=0, t
         **dict(
             scale_dtype=DTYPES[weight.scale.dtype], bias=bias, bias_dtype=DTYPES[bias.dtype] if bias is not None else 0
         ),
-        out=out,
+        **dict(out=out, out_dtype=DTYPES[out.dtype]),
     )
-    plan = Plan(tokens=tokens, log_warps_k=log_warps_k, log_split=log_split, chunk=chunk)
-    simt_kernel(kernel, Int4MmCuda)(mm=mm, plan=plan, workspace=workspace)
+    kernel(mm=mm, plan=plan, workspace=workspace)
     return out
 
 
@@ -127,3 +141,50 @@ def test_nonfinite_x_stays_in_its_row(simt_kernel, kernel):
     x[1, 129] = math.nan
     out = run(simt_kernel, kernel, x, weight)
     assert out[1].isnan().all() and torch.equal(out[::2], clean[::2])
+
+
+WIDE_CASES = [  # n, k, group, mapping, scale dtype, x dtype, m, plan
+    (128, 256, 128, "symmetric", torch.bfloat16, torch.bfloat16, 64, {}),
+    (130, 320, 128, "asymmetric", torch.bfloat16, torch.bfloat16, 130, dict(tokens=128)),
+    (36, 576, 64, "hqq", torch.float16, torch.float16, 65, dict(split=3)),
+    (200, 384, 32, "asymmetric", torch.float32, torch.bfloat16, 33, dict(tokens=128, split=2)),
+    (17, 300, 96, "symmetric", torch.bfloat16, torch.float16, 70, dict(split=2)),
+    (40, 1001, 1001, "asymmetric", torch.bfloat16, torch.bfloat16, 34, dict(split=8)),
+    (31, 130, 4096, "hqq", torch.float16, torch.bfloat16, 9, dict(tokens=128)),
+    (5, 33, 32, "asymmetric", torch.bfloat16, torch.float16, 3, dict(split=3)),
+    (1, 1, 1, "asymmetric", torch.float32, torch.bfloat16, 1, {}),
+]
+
+
+@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+def test_wide_matches_fp64(simt_kernel, case):
+    *weight, x_dtype, m, plan = case
+    weight = Weight(*weight)
+    x = torch.randn(m, weight.k).to(x_dtype)
+    bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
+    check(run_wide(simt_kernel, x, weight, bias, **plan), x, weight, bias)
+
+
+def test_wide_fp32_x_is_exact(simt_kernel):
+    weight = Weight(24, 192, 64, "asymmetric", torch.float32)
+    x, bias = torch.randn(35, 192) * torch.randn(35, 192).exp(), torch.randn(24)
+    for split in (1, 2):
+        out = run_wide(simt_kernel, x, weight, bias, split=split)
+        check(out, x, weight, bias)
+    assert torch.equal(run_wide(simt_kernel, x, weight, bias, split=2), out)
+
+
+def test_wide_any_row_stride_and_alignment(simt_kernel):
+    weight = Weight(16, 72, 72, "asymmetric", torch.bfloat16)
+    wide = torch.randn(3, 200).bfloat16()
+    for x in (wide[:, 8:80], wide[:, 1:73], torch.randn(3, 75).bfloat16()[:, :72], wide[:1, 8:80].expand(3, 72)):
+        check(run_wide(simt_kernel, x, weight), x, weight)
+
+
+def test_wide_nonfinite_x_stays_in_its_row(simt_kernel):
+    weight = Weight(40, 136, 64, "asymmetric", torch.bfloat16)
+    x = torch.randn(70, 136).bfloat16()
+    clean = run_wide(simt_kernel, x, weight)
+    x[1, 129] = math.nan
+    out = run_wide(simt_kernel, x, weight)
+    assert out[1].isnan().all() and torch.equal(out[2:], clean[2:]) and torch.equal(out[0], clean[0])

@@ -108,6 +108,22 @@ def test_int4_mm_main_loop_on_hopper(hopper):
     assert arithmetic / weights <= 1.8, opcodes
 
 
+@pytest.mark.parametrize("sm", ("80", "86", "89", "90"))
+def test_wide_int4_mm(tmp_path, sm):
+    """No spills, two blocks of 64 tokens at a time, and a loop that is mostly tensor-core instructions."""
+    kernels = Kernels(tmp_path, (ROOT / "csrc/int4_mm/int4_mm_wide_sm80.cu").read_text(), sm)
+    multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
+    assert len(multiply) == 4 and all(stack == 0 for _, stack in multiply.values()), multiply
+    for name, (registers, _) in multiply.items():
+        assert registers <= (128 if "ELi64E" in name else 255), multiply
+    body = kernels.loop("Bf16ELi128E")
+    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
+    # 64 columns: four atoms of two tiles of rows and eight of tokens, two k32 of eight tokens, two tiles of words
+    assert (opcodes["HMMA"], opcodes["LDSM"], opcodes["LDGSTS"]) == (64, 16, 7)
+    assert sum(line.startswith("LDS.128") for line in body) == 2
+    assert sum(line.startswith("LDGSTS") and ".128" in line for line in body) == 5
+
+
 def test_quantizers_have_no_spills(tmp_path):
     kernels = Kernels(tmp_path, QUANTIZE, "90", "-fmad=false")
     assert all(stack == 0 for name, (_, stack) in kernels.resources.items() if "quantize" in name), kernels.resources

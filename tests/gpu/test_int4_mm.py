@@ -19,7 +19,7 @@ AWKWARD = [
 MODELS = [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (8192, 8192)]
 
 
-def check(x, parts, n, group, bias=None):
+def check(x, parts, n, group, bias=None, config=None):
     packed, scale, zero = parts
     k = x.shape[-1]
     qdata = int4_unpack_reference(packed, n, k)
@@ -27,7 +27,10 @@ def check(x, parts, n, group, bias=None):
     exact = int4_dequantize(qdata, *scales, group, k, torch.float64)
     poison = torch.full((*x.shape[:-1], n), float("nan"), dtype=x.dtype, device=x.device)
     del poison  # the next allocation of this size is likely this memory
-    out = int4_mm(x, packed, scale, zero, bias, n, group)
+    if config is None:
+        out = int4_mm(x, packed, scale, zero, bias, n, group)
+    else:
+        out = torch.ops.aoq.int4_mm(x, packed, scale, zero, bias, n, group, config)
     expected = x.double() @ exact.t()
     spread = scales[0].repeat_interleave(min(group, k), 1)[:, :k]
     rounding = (4 * math.sqrt(k) + 16) * 2.0**-24 * (x.double().abs() @ (15 * spread + exact.abs()).t())
@@ -55,8 +58,19 @@ def test_awkward_shapes(sm, shape, mapping):
 @pytest.mark.parametrize("n, k", MODELS)
 def test_shapes_of_models(sm, n, k):
     parts = weight(n, k, 128, "cuda")
-    for m in (1, 4, 16, 32, 64, 256):
+    for m in (1, 4, 16, 32, 64, 256, 1000):
         check(randn(m, k, seed=m), parts, n, 128)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, k, group", [(136, 1032, 128), (272, 640, 32)])
+def test_every_plan(sm, n, k, group, dtype):
+    """The first 16 configs are plans for few rows, the next 16 for many: any takes any number."""
+    parts = weight(n, k, group, "cuda")
+    for config in range(32):
+        for m in (5, 70, 200):
+            check(randn(m, k, dtype=dtype, seed=m), parts, n, group, randn(n, seed=1), config)
+    assert "_wide_" in _C.last_kernel()
 
 
 def test_any_rank_and_stride(sm):

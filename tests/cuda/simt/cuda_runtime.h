@@ -61,10 +61,28 @@ namespace simt {
 
 constexpr size_t kStackBytes = 65536;
 
+// A copy to shared memory that has been asked for.
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned size, bytes;  // bytes from `from`, the rest of size as zeros
+};
+
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStackBytes);
   bool done = false;
+  std::vector<Copy> copies;
+  std::vector<size_t> groups;  // how many copies had been asked for at the end of each
+  size_t arrived = 0;
+
+  void arrive(size_t count) {
+    for (; arrived < count; ++arrived) {
+      const Copy& copy = copies[arrived];
+      std::memset(copy.to, 0, copy.size);
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
 };
 
 // Where the threads of a mask meet and leave their values for each other.
@@ -107,6 +125,9 @@ inline void run_cluster() {
       thread.context.uc_stack.ss_size = kStackBytes;
       thread.context.uc_link = &cluster->scheduler;
       thread.done = false;
+      thread.copies.clear();
+      thread.groups.clear();
+      thread.arrived = 0;
       makecontext(&thread.context, enter, 0);
     }
   for (bool live = true; live;) {

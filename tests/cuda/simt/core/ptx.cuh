@@ -10,6 +10,7 @@ namespace {
 
 struct Bf16 {};
 struct F16 {};
+struct S8 {};
 
 struct U32x4 {
   uint32_t word[4];
@@ -29,13 +30,26 @@ T load(const void* data) {
 inline U32x4 load_stream(const void* data, uint64_t) { return load<U32x4>(data); }
 inline uint32_t load_ahead(const void* data) { return load<uint32_t>(data); }
 
-inline void copy_async(void* shared, const void* data, int bytes) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(data) % 16)
+inline U32x4 load_sixteen(const void* data) { return load<U32x4>(data); }
+inline U32x4 load_shared(const void* data) { return load<U32x4>(data); }
+
+// A copy arrives when its thread waits for it, and not before.
+inline void copy_async(void* shared, const void* data, unsigned size, unsigned bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % size || reinterpret_cast<uintptr_t>(data) % size)
     throw std::runtime_error("a copy that is not aligned");
-  std::memset(shared, 0, 16);
-  std::memcpy(shared, data, static_cast<size_t>(bytes));
+  simt::fiber->copies.push_back({shared, data, size, bytes});
 }
-inline void wait_for_copies() {}
+inline void copy_async(void* shared, const void* data, int bytes) {
+  copy_async(shared, data, 16, static_cast<unsigned>(bytes));
+}
+inline void copy_async_word(void* shared, const void* data, bool real) { copy_async(shared, data, 4, real ? 4 : 0); }
+inline void group_copies() { simt::fiber->groups.push_back(simt::fiber->copies.size()); }
+template <int kLeft>
+void wait_for_groups() {
+  auto& groups = simt::fiber->groups;
+  if (groups.size() > kLeft) simt::fiber->arrive(groups[groups.size() - 1 - kLeft]);
+}
+inline void wait_for_copies() { simt::fiber->arrive(simt::fiber->copies.size()); }
 
 inline unsigned lane() { return threadIdx.x % warpSize; }
 
@@ -54,11 +68,18 @@ inline U32x4 load_matrices(const void* row) {
 
 inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
 
+inline uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) { return (a & b) ^ c; }
+
 inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
   uint32_t value = 0;
   for (int i = 0; i < 4; ++i) value |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
   return value;
+}
+
+inline int add_bytes(uint32_t bytes, int sum) {
+  for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(bytes >> 8 * i);
+  return sum;
 }
 
 inline float half_of(Bf16, uint32_t pair, int half) { return bf16_to_float(static_cast<uint16_t>(pair >> 16 * half)); }
@@ -78,38 +99,60 @@ inline float f16_to_f32(uint32_t low) { return f16_to_float(static_cast<uint16_t
 
 inline uint32_t f32_to_f16(float value) { return float_to_f16(value); }
 
+// What lane `row` and `column` of the fragments give each other. A register holds 4 / kBytes values along k, and four
+// lanes hold the registers of sixteen bytes of k.
+template <class X>
+struct Values;
+template <class X>
+struct Halves {
+  using Sum = float;
+  static constexpr int kCount = 2;
+  static double at(uint32_t pair, int i) { return half_of(X{}, pair, i); }
+};
+template <>
+struct Values<Bf16> : Halves<Bf16> {};
+template <>
+struct Values<F16> : Halves<F16> {};
+template <>
+struct Values<S8> {
+  using Sum = int32_t;
+  static constexpr int kCount = 4;
+  static double at(uint32_t quad, int i) { return static_cast<int8_t>(quad >> 8 * i); }
+};
+
 // Products are exact and so are their sums, rounded once to fp32.
-template <int kK, class X>
-void multiply(X x, float (&sum)[4], const uint32_t* a, const uint32_t* b) {
+template <class X, class Sum>
+void multiply(X, Sum (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  using V = Values<X>;
+  constexpr int kK = 8 * V::kCount;
   struct Operands {
-    uint32_t a[4], b[2];
-  } mine{};
-  std::memcpy(mine.a, a, sizeof(uint32_t) * kK / 4);
-  std::memcpy(mine.b, b, sizeof(uint32_t) * kK / 8);
+    double a[4][V::kCount], b[2][V::kCount];
+  } mine;
+  const uint32_t b[2] = {b0, b1};
+  for (int i = 0; i < V::kCount; ++i) {
+    for (int r = 0; r < 4; ++r) mine.a[r][i] = V::at(a[r], i);
+    for (int r = 0; r < 2; ++r) mine.b[r][i] = V::at(b[r], i);
+  }
   uint64_t all[warpSize];
   simt::meet(~0u, reinterpret_cast<uintptr_t>(&mine), all);
   auto of = [&](int lane) { return reinterpret_cast<const Operands*>(all[lane]); };
   for (int i = 0; i < 4; ++i) {
     const int row = static_cast<int>(lane()) / 4 + 8 * (i / 2), column = 2 * static_cast<int>(lane() % 4) + i % 2;
     double total = sum[i];
-    for (int k = 0; k < kK; ++k) {
-      const uint32_t a_pair = of(4 * (row % 8) + k % 8 / 2)->a[row / 8 + 2 * (k / 8)];
-      const uint32_t b_pair = of(4 * column + k % 8 / 2)->b[k / 8];
-      total += static_cast<double>(half_of(x, a_pair, k % 2)) * half_of(x, b_pair, k % 2);
-    }
-    sum[i] = static_cast<float>(total);
+    for (int half = 0; half < 2; ++half)
+      for (int part = 0; part < 4; ++part)
+        for (int k = 0; k < kK / 8; ++k)
+          total += of(4 * (row % 8) + part)->a[row / 8 + 2 * half][k] * of(4 * column + part)->b[half][k];
+    sum[i] = static_cast<Sum>(total);
   }
   __syncwarp();  // the others have read mine
 }
 template <class X>
 void multiply_k16(X x, float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const uint32_t b[2] = {b0, b1};
-  multiply<16>(x, sum, a, b);
+  multiply(x, sum, a, b0, b1);
 }
-template <class X>
-void multiply_k8(X x, float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
-  const uint32_t a[2] = {a0, a1};
-  multiply<8>(x, sum, a, &b0);
+inline void multiply_k32(S8 x, int32_t (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply(x, sum, a, b0, b1);
 }
 
 inline void wait_for_kernel_before() {}

@@ -1,0 +1,34 @@
+// What the plans of CUDA matmuls with packed weights have in common: constexpr, so that the host plans and tests what
+// the device walks.
+#pragma once
+#include <cstdint>
+
+#include "core/packed.h"
+
+namespace aoq {
+
+// What a cost model, in ns, knows of a device.
+struct Device {
+  int multiprocessors;
+  double bytes_per_ns;       // of memory, all multiprocessors together
+  double multiplies_per_ns;  // of 16-bit floats by mma.sync, a multiprocessor; twice as many of bytes
+};
+
+struct Shape {
+  int64_t m, n, k, group;
+  int64_t x_bytes = 2;  // of an activation
+};
+
+// The columns after which sums are scaled: groups begin and end there only.
+constexpr int span_of(int64_t group, int64_t k) {
+  if (group >= k || group % 128 == 0) return 128;
+  return group % 64 == 0 ? 64 : group % 32 == 0 ? 32 : 8;
+}
+
+struct Share {
+  int64_t begin, end;
+};
+
+constexpr int kPlanes = 3;  // of bf16, whose sum is an fp32 x; their products with w are added up as slabs are
+
+}  // namespace aoq

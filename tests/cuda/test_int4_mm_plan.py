@@ -1,0 +1,99 @@
+"""How int4_mm's kernel for many rows shares out its work, and when it is chosen: the constexpr functions themselves."""
+
+import ctypes
+import itertools
+import subprocess
+
+import pytest
+from kernel_args import I64, Args
+from toolchain import CXX, ROOT
+
+
+class Shape(Args):
+    _fields_ = tuple((name, I64) for name in ("m", "n", "k", "group", "x_bytes"))
+
+
+class Device(Args):
+    _fields_ = (
+        ("multiprocessors", ctypes.c_int),
+        ("bytes_per_ns", ctypes.c_double),
+        ("multiplies_per_ns", ctypes.c_double),
+    )
+
+
+A100 = Device(multiprocessors=108, bytes_per_ns=2039, multiplies_per_ns=1024 * 1.41)
+RTX4090 = Device(multiprocessors=128, bytes_per_ns=1008, multiplies_per_ns=512 * 2.5)
+H100 = Device(multiprocessors=132, bytes_per_ns=3350, multiplies_per_ns=1280 * 1.75)
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory):
+    if CXX is None:
+        pytest.skip("no C++ compiler")
+    library = tmp_path_factory.mktemp("plans") / "plans.so"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([CXX, *flags, ROOT / "tests/cuda/plans.cpp", "-o", library], check=True, timeout=300)
+    functions = ctypes.CDLL(str(library))
+    functions.skinny_cost.restype = ctypes.c_double
+    functions.wide_pays.restype = ctypes.c_bool
+    return functions
+
+
+def wide_plan(plans, shape, device):
+    out = (ctypes.c_double * 3)()
+    plans.wide_plan(ctypes.byref(shape), ctypes.byref(device), out)
+    return out[0], int(out[1]), int(out[2])
+
+
+def test_blocks_cover_everything_once(plans):
+    for rows, tokens in itertools.product((1, 3, 64), (1, 3, 4, 5, 9)):
+        seen = set()
+        for block in range(rows * tokens):
+            place = (ctypes.c_int64 * 2)()
+            plans.wide_place(block, rows, tokens, place)
+            seen.add(tuple(place))
+        assert seen == set(itertools.product(range(rows), range(tokens)))
+
+
+def test_shares_cover_everything_once(plans):
+    for count, pieces in itertools.product((1, 7, 64), (1, 2, 3, 12)):
+        parts = []
+        for index in range(pieces):
+            share = (ctypes.c_int64 * 2)()
+            plans.wide_share(I64(count), I64(index), I64(pieces), share)
+            parts += range(*share)
+        assert parts == list(range(count))
+
+
+@pytest.mark.parametrize("device", (A100, RTX4090, H100), ids=("A100", "RTX4090", "H100"))
+def test_which_kernel(plans, device):
+    def pays(m, n, k, group, before=0):
+        shape = Shape(m=m, n=n, k=k, group=group, x_bytes=2)
+        return plans.wide_pays(ctypes.byref(shape), ctypes.byref(device), before)
+
+    for n, k in ((4096, 4096), (28672, 4096), (8192, 8192), (4096, 14336)):
+        assert not any(pays(m, n, k, 128) for m in (1, 8, 16, 32))
+        assert all(pays(m, n, k, group) for m in (1024, 8192) for group in (32, 64, 128, k))
+        assert not pays(1024, n, k, 8), "sums that are scaled after each 8 columns"
+
+
+def test_the_grid_fills_the_device_and_no_more(plans):
+    shape = Shape(m=64, n=4096, k=4096, group=128, x_bytes=2)
+    _, tokens, split = wide_plan(plans, shape, A100)
+    assert tokens == 64 and 32 * split <= 2 * 108 and 32 * split > 64
+    shape = Shape(m=8192, n=8192, k=8192, group=128, x_bytes=2)
+    assert wide_plan(plans, shape, A100)[1:] == (128, 1)
+    shape = Shape(m=64, n=128, k=64, group=32, x_bytes=2)
+    assert wide_plan(plans, shape, A100)[2] == 1, "one unit of columns"
+
+
+def test_costs_grow_with_the_work(plans):
+    for device in (A100, RTX4090, H100):
+        for n, k in ((4096, 4096), (8192, 8192)):
+            costs = [
+                wide_plan(plans, Shape(m=m, n=n, k=k, group=128, x_bytes=2), device)[0] for m in (64, 256, 1024, 4096)
+            ]
+            assert costs == sorted(costs)
+            # At many rows: the tensor cores' time, and not much more.
+            ideal = 4096 * n * k / (device.multiprocessors * device.multiplies_per_ns)
+            assert ideal < costs[-1] < 1.6 * ideal
