@@ -17,10 +17,6 @@ class Missing(Exception):
     """Why a contender cannot run here."""
 
 
-# What `ready` may raise: peers fail in many ways where they miss something.
-CANNOT = (Missing, ImportError, AttributeError, OSError, RuntimeError, AssertionError)
-
-
 class Contender:
     """One way to multiply, for `op`. Whatever it imports, it imports in `ready`.
 
@@ -32,11 +28,12 @@ class Contender:
     bits: int | None = None  # of its weights, where they are not the op's
     peak: str | None = None  # likewise
     part = False  # takes x quantized before, or only quantizes it
+    ours = False
     form = "w"  # of Problem: what its weight stands for
     tolerance = 0.2  # of the norm of the error to that of the result; by default it quantizes by itself
 
     def ready(self, device: str) -> None:
-        """Gets ready to run on `device`; raises `CANNOT`, with why, where it cannot."""
+        """Gets ready to run on `device`; raises, with why, where it cannot."""
 
     def weight(self, problem: Problem) -> Any:
         raise NotImplementedError
@@ -116,7 +113,7 @@ def contenders(device: str, only: Sequence[str] = (), configs: Sequence[int] = (
             try:
                 contender.ready(device)
                 found.append(contender)
-            except CANNOT as error:
+            except Exception as error:  # peers fail in many ways where they miss something
                 missing.append(f"{contender.op}, {contender.name}: {first_line(error)}")
     return found, missing
 

@@ -223,7 +223,9 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"machine": dataclasses.asdict(machine), "notes": list(notes), "group": GROUP}
     figures["results"] = [dataclasses.asdict(result) for result in results]
-    (folder / "cuda.json").write_text(json.dumps(figures, indent=1) + "\n")
+    whole = folder / "cuda.json.part"
+    whole.write_text(json.dumps(figures, indent=1) + "\n")
+    whole.replace(folder / "cuda.json")  # who is stopped while writing keeps what was there
     (folder / "cuda.md").write_text(markdown(machine, results, notes))
     if plot:
         try:

@@ -16,7 +16,7 @@ from .problem import Problem, Rows, poison
 
 COLD_BYTES = 4 * 60e6  # copies of a weight are more than this
 MOST_COPIES = 400
-PATIENCE = 60.0  # seconds that a contender may take to get ready in all: it may compile and tune at each first call
+PATIENCE = 60.0  # seconds that a peer may take to get ready in all: it may compile and tune at each first call
 
 
 def seconds_of(call: Callable[[], object], calls: int = 3) -> float:
@@ -137,7 +137,7 @@ class Block:
                 results.append(result)
                 begun = time.monotonic()
                 self.doing(contender)
-                if self.spent.get(id(contender), 0.0) > PATIENCE:
+                if not contender.ours and self.spent.get(id(contender), 0.0) > PATIENCE:
                     result.why = f"took over {PATIENCE:.0f} s to get ready for the cases before"
                     continue
                 try:

@@ -24,6 +24,7 @@ def registered(op: str, device: str) -> None:
 
 
 class Aoq(Contender):
+    ours = True
     tolerance = 0.005  # of a bf16 result and fp32 sums: x and w count as what they are quantized to
 
     def __init__(self, op: str, form: str, **options: Any) -> None:
@@ -119,7 +120,7 @@ class WithoutPdl(Aoq):
 class QuantizesX(Contender):
     """The part of an 8-bit matmul that quantizes x, alone: what is left is the matmul's."""
 
-    part = True
+    ours = part = True
     tolerance = 0.05
 
     def __init__(self, op: str) -> None:
@@ -146,6 +147,8 @@ class QuantizesX(Contender):
 
 
 class Quantizer(RowContender):
+    ours = True
+
     def __init__(self, op: str, dtype: torch.dtype) -> None:
         self.op, self.dtype = op, dtype
         self.op_name, _, self.granularity = op.partition(" ")

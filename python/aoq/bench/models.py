@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import machine
-from .measure import Entry, Json, Progress, Report, Session
+from .measure import BASELINE, Entry, Json, Progress, Report, Session
 
 _LATE = {"status": "unsupported", "why": "the time was up"}
 LOAD_SECONDS, TURN_SECONDS = 900.0, 600.0  # then it hangs; compiling is part of a first turn
@@ -118,7 +118,9 @@ class ModelMeasurement(Session):
                 "results": results,
             }
         )
-        for contender in [entry.name for entry in self.entries if entry.name in self.workers]:
+        # What all are compared with must not be what there is no time for.
+        ordered = sorted(self.entries, key=lambda entry: entry.cls.op != BASELINE)
+        for contender in [entry.name for entry in ordered if entry.name in self.workers]:
             if time.monotonic() - begun > 0.7 * (self.end - begun):  # what is loaded is to be measured, too
                 results.append({"contender": contender, **_LATE, "first": [], "next": []})
                 continue
@@ -131,6 +133,8 @@ class ModelMeasurement(Session):
                 warm = self.ask(contender, TURN_SECONDS, "turn", prompt=settings.prompt, steps=settings.steps)
                 answer |= {key: value for key, value in warm.items() if key in ("status", "why")}
             results.append({"contender": contender, **answer, "first": [], "next": []})
+            if answer["status"] != "ok" and contender in self.workers:
+                self.workers.pop(contender).close()  # its memory is wanted
         self.step(text)
         for round_ in range(settings.rounds):
             if round_ and time.monotonic() > self.end:
