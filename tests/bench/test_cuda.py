@@ -232,3 +232,41 @@ def test_who_crashes_or_hangs_is_left_out_and_the_rest_goes_on(tmp_path):
 def test_a_run_that_fails_before_any_turn_is_not_repeated(tmp_path):
     command = [sys.executable, "-c", "raise SystemExit(7)"]
     assert supervisor.supervise(tmp_path, lambda broken, left: command, 100, say=lambda text: None) == 7
+
+
+def test_a_run_goes_on_where_one_before_has_ended(tmp_path, monkeypatch, capsys):
+    """The whole of it but the GPU: the order, the files, what is left out, what is not measured twice."""
+    made = []
+
+    def on_cpu(op, n, k, found, **options):
+        made.append(op)
+        return block(op, found, n, k, **options)
+
+    monkeypatch.setattr(cuda, "describe", lambda: MACHINE)
+    monkeypatch.setattr(cuda, "contenders", lambda device, only, configs: contending.contenders("cpu", only, configs))
+    monkeypatch.setattr(cuda, "Block", on_cpu)
+    monkeypatch.setattr(cuda, "QUANTIZER_ROWS", ((256, 4), (64, 8)))
+
+    def run(*options, broken=()):
+        left_out = json.dumps([[*who, "hung for 9 s"] for who in broken])
+        common = ["--shapes", "80x256", "--m", "1", "16", "--only", "torch bf16", "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["cuda.py", *common, *options, "--worker", left_out])
+        cuda.main()
+        return figures.read(tmp_path), capsys.readouterr().out
+
+    found, text = run("--ops", "int4_mm", "int8_quantize", "--minutes", "9")
+    assert {(r.case.op, r.case.m) for r in found} == {
+        ("int4_mm", 1),
+        ("int4_mm", 16),
+        *(("int8_quantize", m) for m in (4, 8)),
+    }
+    assert all(r.seconds for r in found) and "0 cases not reached" in text
+    assert "int4_mm 80x256 m=1" in text and "isolated aoq int4_mm" in text
+    before = list(made)
+    again, text = run("--ops", "int4_mm", "int8_quantize", "fp8_mm", broken=[("fp8_mm", "aoq fp8_mm")])
+    assert again[: len(found)] == found and made[len(before) :] == ["fp8_mm", "fp8_mm"]
+    assert {r.contender for r in again if r.case.op == "fp8_mm"} == {"aoq fp8_quantize", "torch bf16"}
+    assert "not here: fp8_mm, aoq fp8_mm: hung for 9 s" in text
+    assert "hung for 9 s" in (tmp_path / "cuda.md").read_text()
+    stopped, text = run("--ops", "int8_mm", "--minutes", "0")
+    assert stopped == again and "2 cases not reached" in text

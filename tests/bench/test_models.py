@@ -8,13 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from aoq.bench import models
 from aoq.bench.command import check_device
+from aoq.bench.contenders import FILES
 from aoq.bench.measure import entries
 from aoq.bench.models import ModelMeasurement, ModelSettings
 from aoq.bench.report import Spread, model_figures, print_report, problems
+from aoq.bench.worker import ModelStand
 
 TINY = {
     **models.SHAPES["llama-3.2-1b"],
@@ -78,6 +81,27 @@ def test_when_the_time_is_up_what_is_left_is_left_out(tmp_path, monkeypatch):
     first, second = found["models"][0]["results"]
     assert first["status"] == "ok" and len(first["next"]) == 2
     assert (second["status"], second["why"], second["next"]) == ("unsupported", "the time was up", [])
+
+
+def test_a_graphs_cache_is_the_same_and_emptied(tmp_path):
+    """A second turn in the memory that CUDA graphs have the addresses of gives what the first did."""
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    (file,) = (file for file in FILES if file.stem == "aoq")
+    with torch.inference_mode():
+        stand = ModelStand(1, str(file), "AoqInt4")
+        stand.load(str(tmp_path), 32, False)
+        stand.compiled, stand.keeps_caches, forward, found = True, True, stand.read, []
+
+        def recorded(**inputs):
+            out = forward(**inputs)
+            found.append((out.logits.clone(), inputs["past_key_values"]))
+            return out
+
+        stand.read = stand.write = recorded
+        for _ in range(2):
+            stand.turn(20, 3)
+    assert len(found) == 8 and len({id(cache) for _, cache in found}) == 1
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(found[:4], found[4:], strict=True))
 
 
 def test_devices():
