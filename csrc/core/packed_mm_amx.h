@@ -137,7 +137,7 @@ class AmxMm {
         // Past the end x is 0, and so are the weights: what lies there could be anything.
         const __m512i raw =
             unit < units_ ? _mm512_loadu_si512(stream + unit * aoq::kUnitBytes) : _mm512_setzero_si512();
-        Avx512::prefetch(stream + unit * aoq::kUnitBytes + 2048);
+        prefetch(stream + unit * aoq::kUnitBytes + 2048);
         Engine::decode(raw, tile);
       }
     }

@@ -25,6 +25,7 @@
 #pragma once
 #include "core/packed_mm.h"
 #include "core/parallel.h"
+#include "core/prefetch.h"
 #include "core/quantize_row.h"
 
 namespace {
@@ -172,7 +173,7 @@ class VectorMm {
       for (int64_t panel = begin; panel < end; ++panel)
         for (int64_t row = 0, tile = 0; tile < tiles_; row = first_row(++tile)) {
           const int64_t rows = first_row(tile + 1) - row;
-          2 * panel + 1 < vectors_ ? fused_rows<2>(panel, row, rows) : fused_rows<1>(panel, row, rows);
+          2 * panel + 1 < vectors_ ? fused_rows<2>(panel, tile, row, rows) : fused_rows<1>(panel, tile, row, rows);
         }
     };
     parallel(panels_, grain(p_.m), multiply);
@@ -224,11 +225,10 @@ class VectorMm {
   }
 
   // Fetches what a vector of this panel reads kAhead units from now; near its end, the start of the next panel's.
-  void prefetch(int64_t vector, int64_t unit) const {
+  void fetch_ahead(int64_t vector, int64_t unit) const {
     const int64_t ahead = unit + kAhead;
-    const uint8_t* at = ahead < units_ ? codes(vector) + ahead * aoq::kUnitBytes
-                                       : codes(vector + 2) + (ahead - units_) * aoq::kUnitBytes;
-    Engine::prefetch(at);
+    prefetch(ahead < units_ ? codes(vector) + ahead * aoq::kUnitBytes
+                            : codes(vector + 2) + (ahead - units_) * aoq::kUnitBytes);
   }
 
   int64_t unit_end(int64_t group) const {
@@ -262,40 +262,61 @@ class VectorMm {
     break;
 
   template <int kVectors>
-  void fused_rows(int64_t panel, int64_t row, int64_t rows) const {
-    AOQ_FOR_ROWS((fused<kVectors, kRows>(panel, row)));
+  void fused_rows(int64_t panel, int64_t tile, int64_t row, int64_t rows) const {
+    AOQ_FOR_ROWS((fused<kVectors, kRows>(panel, tile, row)));
   }
 
   template <int kVectors, int kRows>
-  void fused(int64_t panel, int64_t row) const {
-    constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // enough independent sums to hide latency
+  void fused(int64_t panel, int64_t tile, int64_t row) const {
+    constexpr int kChains = kRows <= 2 ? 4 : kRows <= 4 ? 2 : 1;  // enough independent sums to hide latency
     const uint8_t* stream[kVectors];
     Vec total[kRows][kVectors];
     for (int v = 0; v < kVectors; ++v) stream[v] = codes(2 * panel + v);
+#pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) total[r][v] = Engine::set(0);
     const X* x = x_.get() + row * steps_;
+    // Of several tiles each fetches a share of the next panel into L2, a unit every so many of its own.
+    const uint8_t* next = codes(2 * panel + 2) + units_ * tile / tiles_ * aoq::kUnitBytes;
+    const int64_t next_vector = codes(1) - codes(0);
+    int64_t turn = tiles_;
     for (int64_t group = 0, unit = 0; group < groups_;) {
       // A piece of a group: 16384 products of 8 bits each fit an int32 sum.
       constexpr int64_t kPiece = 16384 / Engine::kUnitK;
       const int64_t end = unit_end(group) - unit < kPiece ? unit_end(group) : unit + kPiece;
       const bool whole = end == unit_end(group);
       Sum sum[kChains][kRows][kVectors];
-      for (auto& chain : sum)
-        for (auto& of_row : chain)
-          for (Sum& value : of_row) value = Engine::zero();
+#pragma GCC unroll 12
+      for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 12
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
+          for (int v = 0; v < kVectors; ++v) sum[c][r][v] = Engine::zero();
       if constexpr (Engine::kInt8)
-        if (starts_ && whole)
-          for (int r = 0; r < kRows; ++r)
-            for (int v = 0; v < kVectors; ++v) sum[0][r][v] = Engine::start(start(row + r, group));
+        if (starts_ && whole) {
+#pragma GCC unroll 12
+          for (int r = 0; r < kRows; ++r) {
+            const Sum first = Engine::start(start(row + r, group));
+#pragma GCC unroll 12
+            for (int v = 0; v < kVectors; ++v) sum[0][r][v] = first;
+          }
+        }
       for (; unit < end; ++unit, x += kSteps * kRows) {
         Raw raw[kVectors];
-        for (int v = 0; v < kVectors; ++v) {
-          raw[v] = Engine::load_raw(stream[v] + unit * aoq::kUnitBytes);
-          prefetch(2 * panel + v, unit);
+#pragma GCC unroll 12
+        for (int v = 0; v < kVectors; ++v) raw[v] = Engine::load_raw(stream[v] + unit * aoq::kUnitBytes);
+        if (tiles_ == 1) {
+          for (int v = 0; v < kVectors; ++v) fetch_ahead(2 * panel + v, unit);
+        } else if (--turn == 0) {
+          turn = tiles_;
+          prefetch_far(next);
+          prefetch_far(next + next_vector);
+          next += aoq::kUnitBytes;
         }
 #pragma GCC unroll 8
         for (int j = 0; j < kSteps; ++j)
+#pragma GCC unroll 12
           for (int v = 0; v < kVectors; ++v) {
             const Weight weight = Engine::decode(raw[v], j);
 #pragma GCC unroll 12
@@ -303,9 +324,12 @@ class VectorMm {
               sum[j % kChains][r][v] = Engine::dot(sum[j % kChains][r][v], weight, x + j * kRows + r);
           }
       }
+#pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) {
         const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
+#pragma GCC unroll 12
         for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 12
           for (int c = 1; c < kChains; ++c) sum[0][r][v] = Engine::add(sum[0][r][v], sum[c][r][v]);
           total[r][v] = Engine::fma(Engine::to_float(sum[0][r][v]), w.scale, total[r][v]);
           if (shifted_ && whole)
@@ -314,7 +338,9 @@ class VectorMm {
       }
       group += whole;
     }
+#pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) store_out<Engine>(p_, x_scale(), row + r, 2 * panel + v, total[r][v]);
   }
 
@@ -367,8 +393,8 @@ class VectorMm {
       for (int64_t row = first_row(first), at = row, tile = first; tile < last; row = first_row(++tile)) {
         const int64_t rows = first_row(tile + 1) - row;
         for (int64_t i = (tile - first) * share; i < (tile - first + 1) * share; i += 64) {
-          Engine::prefetch_far(next + i);
-          Engine::prefetch_far(next_vector + i);
+          prefetch_far(next + i);
+          prefetch_far(next_vector + i);
         }
         const X* x = x_.get() + row * steps_ + unit * kSteps * rows;
         float* tile_sums = sums + (row - at) * 2 * kLanes;

@@ -24,8 +24,6 @@ struct Avx2 {
   }
   static Vec load_f32(const float* data) { return _mm256_loadu_ps(data); }
   static void store_f32(float* data, Vec a) { _mm256_storeu_ps(data, a); }
-  static void prefetch(const void* data) { _mm_prefetch(static_cast<const char*>(data), _MM_HINT_T0); }
-  static void prefetch_far(const void* data) { _mm_prefetch(static_cast<const char*>(data), _MM_HINT_T1); }
 
   static Vec widen(__m128i half_words, aoq::Dtype dtype) {
     if (dtype == aoq::Dtype::f16) return _mm256_cvtph_ps(half_words);

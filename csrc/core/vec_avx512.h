@@ -21,8 +21,6 @@ struct Avx512 {
   static float reduce(Vec a) { return _mm512_reduce_add_ps(a); }
   static Vec load_f32(const float* data) { return _mm512_loadu_ps(data); }
   static void store_f32(float* data, Vec a) { _mm512_storeu_ps(data, a); }
-  static void prefetch(const void* data) { _mm_prefetch(static_cast<const char*>(data), _MM_HINT_T0); }
-  static void prefetch_far(const void* data) { _mm_prefetch(static_cast<const char*>(data), _MM_HINT_T1); }
 
   static Vec widen(__m256i half_words, aoq::Dtype dtype) {
     if (dtype == aoq::Dtype::f16) return _mm512_cvtph_ps(half_words);
