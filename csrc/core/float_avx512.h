@@ -12,7 +12,7 @@ struct FloatAvx512 : Avx512 {
   using Weight = __m512;
   using X = float;
   static constexpr bool kInt8 = false;
-  static constexpr int kStep = 1, kTileRows = 12, kFusedRows = 40;
+  static constexpr int kStep = 1, kTileRows = 12, kFusedTile = 10, kFusedRows = 40;
 
   static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
   static Weight load_weight(const float* data) { return _mm512_loadu_ps(data); }

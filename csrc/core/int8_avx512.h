@@ -14,7 +14,7 @@ struct Int8Avx512 : Avx512 {
   using X = uint32_t;  // two int16
   static constexpr bool kInt8 = true, kScaleLast = false;
   static constexpr float kOffset = 0;
-  static constexpr int kStep = 2, kTileRows = 12, kFusedRows = 40;
+  static constexpr int kStep = 2, kTileRows = 12, kFusedTile = 8, kFusedRows = 1 << 30;
 
   static Sum zero() { return Sum{}; }
   static Sum start(int32_t value) { return (Sum)_mm512_set1_epi32(value); }

@@ -122,7 +122,7 @@ class VectorMm {
   using X = typename Engine::X;
   static constexpr int kLanes = Engine::kLanes, kStep = Engine::kStep, kTileRows = Engine::kTileRows;
   static constexpr int kSteps = Engine::kUnitK / kStep;  // of a unit
-  static constexpr int kFusedTile = kTileRows - 2;       // rows of a tile where decoding takes registers too
+  static constexpr int kFusedTile = Engine::kFusedTile;  // rows of a tile where decoding takes registers too
   static constexpr int64_t kChunk = 16384 / (kSteps * 2 * kLanes * 4);  // units decoded at a time: half of L1
   static constexpr int64_t kAhead = 32;       // units to prefetch ahead in the stream of codes
   static constexpr int64_t kBlockRows = 264;  // of x, that share a decoded chunk
@@ -168,22 +168,35 @@ class VectorMm {
   // Below about 5 us of work a second thread costs more than it brings.
   int64_t grain(int64_t rows) const { return at_least_one(16384 / (steps_ * 2 * (rows < 4 ? 4 : rows))); }
 
+  // Each thread its own panels, all rows of x; where panels are few, pairs of a panel and a block of rows.
+  bool by_panels(int64_t blocks) const { return blocks == 1 || panels_ >= 8 * aoq::num_threads(); }
+
   void run_fused() const {
-    auto multiply = [&](int64_t begin, int64_t end) {
-      for (int64_t panel = begin; panel < end; ++panel)
-        for (int64_t row = 0, tile = 0; tile < tiles_; row = first_row(++tile)) {
-          const int64_t rows = first_row(tile + 1) - row;
-          2 * panel + 1 < vectors_ ? fused_rows<2>(panel, tile, row, rows) : fused_rows<1>(panel, tile, row, rows);
-        }
+    const int64_t block_tiles = at_least_one(kBlockX / (kFusedTile * steps_ * static_cast<int64_t>(sizeof(X))));
+    const int64_t blocks = aoq::ceil_div(tiles_, block_tiles);
+    auto block = [&](int64_t index, int64_t begin, int64_t end) {
+      for (int64_t panel = begin; panel < end; ++panel) {
+        const int64_t last = tiles_ * (index + 1) / blocks;
+        Pass pass{panel, panel + 1 < end ? panel + 1 : begin, tiles_ * index / blocks, 0, 0};
+        for (pass.tiles = last - pass.tile; pass.turn < pass.tiles; ++pass.tile, ++pass.turn)
+          2 * panel + 1 < vectors_ ? fused_rows<2>(pass) : fused_rows<1>(pass);
+      }
     };
-    parallel(panels_, grain(p_.m), multiply);
+    auto columns = [&](int64_t begin, int64_t end) {
+      for (int64_t index = 0; index < blocks; ++index) block(index, begin, end);
+    };
+    auto pairs = [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin, panel = at % panels_; at < end; at += panels_ - panel, panel = 0)
+        block(at / panels_, panel, panel + end - at < panels_ ? panel + end - at : panels_);
+    };
+    by_panels(blocks) ? parallel(panels_, grain(p_.m), columns)
+                      : parallel(panels_ * blocks, grain(p_.m / blocks), pairs);
   }
 
   void run_blocked() const {
     const int64_t blocks = aoq::ceil_div(p_.m, kBlockRows);
     const int64_t rows = (aoq::ceil_div(tiles_, blocks) + 1) * kTileRows;
-    // Each thread its own panels, all rows of x; where panels are few, runs of one panel and a block.
-    const bool columns = blocks == 1 || panels_ >= 8 * aoq::num_threads();
+    const bool columns = by_panels(blocks);
     auto multiply = [&](int64_t begin, int64_t end) {
       const Scratch<float> memory(kChunk * kSteps * 2 * kLanes + rows * 2 * kLanes * (columns ? kRun : 1));
       for (int64_t at = begin; at < end;) {
@@ -261,13 +274,20 @@ class VectorMm {
     if constexpr (constexpr int kRows = r; r <= kTileRows) call; \
     break;
 
+  // A tile of x times a panel, one of several in turn; `next` is the panel after it.
+  struct Pass {
+    int64_t panel, next, tile, tiles, turn;
+  };
+
   template <int kVectors>
-  void fused_rows(int64_t panel, int64_t tile, int64_t row, int64_t rows) const {
-    AOQ_FOR_ROWS((fused<kVectors, kRows>(panel, tile, row)));
+  void fused_rows(const Pass& pass) const {
+    const int64_t row = first_row(pass.tile), rows = first_row(pass.tile + 1) - row;
+    AOQ_FOR_ROWS((fused<kVectors, kRows>(pass, row)));
   }
 
   template <int kVectors, int kRows>
-  void fused(int64_t panel, int64_t tile, int64_t row) const {
+  void fused(const Pass& pass, int64_t row) const {
+    const int64_t panel = pass.panel;
     constexpr int kChains = kRows <= 2 ? 4 : kRows <= 4 ? 2 : 1;  // enough independent sums to hide latency
     const uint8_t* stream[kVectors];
     Vec total[kRows][kVectors];
@@ -278,9 +298,9 @@ class VectorMm {
       for (int v = 0; v < kVectors; ++v) total[r][v] = Engine::set(0);
     const X* x = x_.get() + row * steps_;
     // Of several tiles each fetches a share of the next panel into L2, a unit every so many of its own.
-    const uint8_t* next = codes(2 * panel + 2) + units_ * tile / tiles_ * aoq::kUnitBytes;
+    const uint8_t* next = codes(2 * pass.next) + units_ * pass.turn / pass.tiles * aoq::kUnitBytes;
     const int64_t next_vector = codes(1) - codes(0);
-    int64_t turn = tiles_;
+    int64_t turn = pass.tiles;
     for (int64_t group = 0, unit = 0; group < groups_;) {
       // A piece of a group: 16384 products of 8 bits each fit an int32 sum.
       constexpr int64_t kPiece = 16384 / Engine::kUnitK;
@@ -306,10 +326,10 @@ class VectorMm {
         Raw raw[kVectors];
 #pragma GCC unroll 12
         for (int v = 0; v < kVectors; ++v) raw[v] = Engine::load_raw(stream[v] + unit * aoq::kUnitBytes);
-        if (tiles_ == 1) {
+        if (pass.tiles == 1) {
           for (int v = 0; v < kVectors; ++v) fetch_ahead(2 * panel + v, unit);
         } else if (--turn == 0) {
-          turn = tiles_;
+          turn = pass.tiles;
           prefetch_far(next);
           prefetch_far(next + next_vector);
           next += aoq::kUnitBytes;
