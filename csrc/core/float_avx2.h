@@ -12,7 +12,7 @@ struct FloatAvx2 : Avx2 {
   using Weight = __m256;
   using X = float;
   static constexpr bool kInt8 = false;
-  static constexpr int kStep = 1, kTileRows = 6, kFusedTile = 4, kFusedRows = 16;
+  static constexpr int kStep = 1, kTileRows = 6, kFusedTile = 4, kFusedRows = kFusedTile;
 
   static Raw load_raw(const uint8_t* unit) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit)); }
   static Weight load_weight(const float* data) { return _mm256_loadu_ps(data); }

@@ -14,7 +14,7 @@ struct Int8Avx2 : Avx2 {
   using X = uint32_t;  // two int16
   static constexpr bool kInt8 = true, kScaleLast = false;
   static constexpr float kOffset = 0;
-  static constexpr int kStep = 2, kTileRows = 6, kFusedTile = 4, kFusedRows = 8;
+  static constexpr int kStep = 2, kTileRows = 6, kFusedTile = 4, kFusedRows = 1 << 30;
 
   static Sum zero() { return Sum{}; }
   static Sum start(int32_t value) { return (Sum)_mm256_set1_epi32(value); }

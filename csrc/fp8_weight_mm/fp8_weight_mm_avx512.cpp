@@ -10,7 +10,7 @@ template <class Format>
 struct Fp8Avx512 : FloatAvx512 {
   static constexpr bool kScaleLast = true;
   static constexpr float kMid = 0, kOffset = 0;
-  static constexpr int kUnitK = aoq::int8::kUnitK;
+  static constexpr int kUnitK = aoq::int8::kUnitK, kFusedRows = kFusedTile;
 
   static Weight decode(Raw raw, int k) {
     const __m512i byte = _mm512_srli_epi32(raw, static_cast<unsigned>(8 * k));

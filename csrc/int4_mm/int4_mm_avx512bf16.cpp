@@ -9,7 +9,7 @@ namespace {
 struct Int4Avx512Bf16 : FloatAvx512Bf16 {
   static constexpr bool kScaleLast = false;
   static constexpr float kMid = aoq::int4::kMidCode, kOffset = 8;
-  static constexpr int kUnitK = aoq::int4::kUnitK;
+  static constexpr int kUnitK = aoq::int4::kUnitK, kFusedRows = 192;
 
   static Weight decode(Raw raw, int pair) {
     return _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, static_cast<unsigned>(4 * pair)),

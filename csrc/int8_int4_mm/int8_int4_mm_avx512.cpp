@@ -8,7 +8,7 @@ namespace {
 
 struct Int8Int4MmAvx512 : Int8Avx512 {
   static constexpr float kMid = aoq::int4::kMidCode;
-  static constexpr int kUnitK = aoq::int4::kUnitK;
+  static constexpr int kUnitK = aoq::int4::kUnitK, kFusedRows = kFusedTile;
 
   static Weight decode(Raw raw, int pair) {
     return _mm512_and_si512(_mm512_srli_epi16(raw, static_cast<unsigned>(4 * pair)), _mm512_set1_epi16(15));
