@@ -84,3 +84,9 @@ def test_nothing_is_built_for_the_build_machine():
 def test_readme_matrix_is_generated():
     readme = (ROOT / "README.md").read_text()
     assert support_matrix.updated(readme) == readme, "run scripts/support_matrix.py"
+
+
+def test_prefetches_are_in_assembly():
+    """GCC drops calls of functions that do nothing but _mm_prefetch, unless it inlines them: core/prefetch.h."""
+    for path in (*SEALED, *CSRC.glob("core/*.h")):
+        assert "_mm_prefetch" not in re.sub("//.*", "", path.read_text()), path.name

@@ -12,7 +12,7 @@ struct FloatAvx512Bf16 : Avx512 {
   using Weight = __m512i;
   using X = uint32_t;  // a bf16 pair
   static constexpr bool kInt8 = false;
-  static constexpr int kStep = 2, kTileRows = 12, kFusedTile = 8;
+  static constexpr int kStep = 2, kTileRows = 12, kFusedTile = 8, kFusedRows = kFusedTile;
 
   static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
   static Weight load_weight(const float* data) { return _mm512_loadu_si512(data); }

@@ -10,10 +10,11 @@
 //   of k   +-----------+-----------+
 //   tile   | rows x 2 accumulators |
 //
-//   Up to kFusedRows rows of x: weights are decoded in registers and multiplied at once, for each tile anew. Bound by
-//   reading w for one tile, then by the multiply.
-//   More: a chunk of k of a panel is decoded once, into L1, and multiplied with all tiles of up to kBlockRows rows.
-//   The block goes through k in pieces of x that stay in L2, with the sums of a run of panels. Bound by the multiply.
+//   Fused, up to kFusedRows rows of x, fewer where groups are small: weights are decoded in registers and multiplied at
+//   once, with tiles of kFusedTile rows, for each tile anew; blocks of x stay in L2, and tiles share the fetching of
+//   the next panel. Bound by reading w for one tile, then by the multiply. More rows: a chunk of k of a panel is
+//   decoded once, into L1, and multiplied with all tiles of up to kBlockRows rows. The block goes through k in pieces
+//   of x that stay in L2, with the sums of a run of panels. Bound by the multiply.
 //     x as floats    scales go into the decoded weights: the sums of chunks simply add up
 //     x as int8      weights are the codes themselves, scales multiply the int32 sums of each group
 //
@@ -21,7 +22,8 @@
 // columns),
 //   Weight (decoded: code - kOffset), X (kStep values of x, broadcast together), kMid (the zero point where none is
 //   given), kInt8 (x is quantized to int8 per row before it is multiplied), kScaleLast (w has one scale a row, for the
-//   whole sum), and the functions used below.
+//   whole sum), kTileRows, kFusedTile and kFusedRows (registers and the cost of decoding set them), and the functions
+//   used below.
 #pragma once
 #include "core/packed_mm.h"
 #include "core/parallel.h"

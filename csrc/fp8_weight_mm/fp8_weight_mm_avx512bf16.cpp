@@ -10,7 +10,7 @@ template <class Format>
 struct Fp8Avx512Bf16 : FloatAvx512Bf16 {
   static constexpr bool kScaleLast = true;
   static constexpr float kMid = 0, kOffset = 0;
-  static constexpr int kUnitK = aoq::int8::kUnitK, kFusedRows = kFusedTile;
+  static constexpr int kUnitK = aoq::int8::kUnitK;
 
   static Weight decode(Raw raw, int pair) { return fp8_pairs<Format>(raw, pair); }
 };

@@ -9,7 +9,7 @@ namespace {
 struct Int8WeightAvx512Bf16 : FloatAvx512Bf16 {
   static constexpr bool kScaleLast = true;
   static constexpr float kMid = 0, kOffset = 0;  // codes are decoded with their sign
-  static constexpr int kUnitK = aoq::int8::kUnitK;
+  static constexpr int kUnitK = aoq::int8::kUnitK, kFusedRows = 40;
 
   static Weight decode(Raw raw, int pair) { return int8_pairs(raw, pair); }
 };
