@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "core/packed.h"
+#include "core/packed_mm.h"
 
 namespace aoq {
 
@@ -30,5 +30,11 @@ struct Share {
 };
 
 constexpr int kPlanes = 3;  // of bf16, whose sum is an fp32 x; their products with w are added up as slabs are
+
+// Whether 16-bit rows of x have to be copied: to whole, aligned sixteen bytes that do not overlap, or from fp32.
+inline bool needs_copy(const PackedMm& p) {
+  return p.x_dtype == Dtype::f32 || p.k % 8 || p.x_stride % 8 || p.x_stride < p.k ||
+         reinterpret_cast<uintptr_t>(p.x) % 16;
+}
 
 }  // namespace aoq

@@ -18,8 +18,11 @@ constexpr CudaKernel<Int4MmCudaKernel> kSkinny[] = {
 constexpr CudaKernel<Int4MmWideKernel> kWide[] = {
 #include "int4_mm/kernels_wide_cuda.inc"
 };
+constexpr CudaKernel<Int4MmWgmmaKernel> kWgmma[] = {
+#include "int4_mm/kernels_wgmma_cuda.inc"
+};
 #undef AOQ_KERNEL
-const bool kRegistered = register_cuda_op(kOp, kSkinny, kWide);
+const bool kRegistered = register_cuda_op(kOp, kSkinny, kWide, kWgmma);
 
 // Runs a kernel with `floats` of workspace.
 template <class Call, class Kernel>
@@ -33,15 +36,29 @@ void run(Call call, Kernel kernel, int64_t floats, const Tensor& x, const OnDevi
   device.check_launch();
 }
 
-// config: -1, then skinny's, then wide's.
-constexpr int kConfigs = int4_skinny::kConfigs + int4_wide::kConfigs;
+// config: -1, then skinny's, then wide's, then wgmma's.
+constexpr int kFirstWgmma = int4_skinny::kConfigs + int4_wide::kConfigs;
+constexpr int kConfigs = kFirstWgmma + int4_wgmma::kConfigs;
 
 void multiply(const PackedMm& args, const Tensor& x, int config, const OnDevice& device) {
   const bool f32 = args.x_dtype == Dtype::f32, zero = args.zero_point;
   const int planes = f32 ? kPlanes : 1;
   const Shape shape{planes * args.m, args.n, args.k, args.group};
   const Device model = device_of(x, device.capability, kOp);
-  const bool copies = f32 || args.k % 8 || args.x_stride % 8 || reinterpret_cast<uintptr_t>(args.x) % 16;
+  const bool copies = needs_copy(args);
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(args.scale) | reinterpret_cast<uintptr_t>(args.zero_point)) % 16 == 0;
+  const bool wgmma = allowed(Sm::sm90a, device.capability) && aligned && int4_wgmma::takes(shape);
+  if (wgmma && (config < 0 ? int4_wgmma::pays(shape, model, zero + copies) : config >= kFirstWgmma)) {
+    const int scale_bytes = args.scale_dtype == Dtype::f32 ? 4 : 2;
+    const auto plan = config < 0 ? int4_wgmma::choose(shape, model, zero, scale_bytes)
+                                 : int4_wgmma::plan_of(config - kFirstWgmma, shape, zero, scale_bytes);
+    const auto workspace = int4_wgmma::workspace_of({args.m, args.n, args.k, args.group}, planes, copies, zero);
+    run(Int4MmWgmma{args, plan, nullptr}, select(kWgmma, device.capability), workspace.end, x, device);
+    return;
+  }
+  check_value(config < kFirstWgmma, kOp, "config", "expected below ", kFirstWgmma,
+              " for this device and operands, got ", config);
   if (config < 0 ? int4_wide::pays(shape, model, zero + copies) : config >= int4_skinny::kConfigs) {
     check_value(int4_wide::takes(shape), kOp, "config", "expected below ", int4_skinny::kConfigs, " for groups of ",
                 args.group, ", got ", config);

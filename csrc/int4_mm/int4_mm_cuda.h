@@ -1,9 +1,10 @@
-// int4_mm.h's formula on CUDA; packed as core/int4_cuda.h says. Two tables: kernels for few rows of x (skinny), which
-// take every shape, and for many (wide).
+// int4_mm.h's formula on CUDA; packed as core/int4_cuda.h says. Three tables: kernels for few rows of x (skinny), which
+// take every shape, for many (wide), and for many on Hopper (wgmma).
 #pragma once
 #include "core/cuda.h"
 #include "core/packed_mm.h"
 #include "int4_mm/int4_mm_plan.h"
+#include "int4_mm/int4_mm_wgmma_plan.h"
 #include "int4_mm/int4_mm_wide_plan.h"
 
 namespace aoq {
@@ -24,12 +25,24 @@ struct Int4MmWide {
 
 using Int4MmWideKernel = void (*)(const Int4MmWide&, CudaStream);
 
+struct Int4MmWgmma {
+  PackedMm mm;
+  int4_wgmma::Plan plan;
+  float* workspace;  // int4_wgmma::workspace_floats of them
+};
+
+using Int4MmWgmmaKernel = void (*)(const Int4MmWgmma&, CudaStream);
+
 #define AOQ_KERNEL(sm, function) void function(const Int4MmCuda&, CudaStream);
 #include "int4_mm/kernels_cuda.inc"
 #undef AOQ_KERNEL
 
 #define AOQ_KERNEL(sm, function) void function(const Int4MmWide&, CudaStream);
 #include "int4_mm/kernels_wide_cuda.inc"
+#undef AOQ_KERNEL
+
+#define AOQ_KERNEL(sm, function) void function(const Int4MmWgmma&, CudaStream);
+#include "int4_mm/kernels_wgmma_cuda.inc"
 #undef AOQ_KERNEL
 
 }  // namespace aoq

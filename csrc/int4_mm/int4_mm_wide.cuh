@@ -336,11 +336,6 @@ void run(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, Cuda
   launch(plan.tokens == 64 ? multiply<X, 64> : multiply<X, 128>, {grid, kThreads, shared, stream, 0}, args);
 }
 
-// Whether rows of x have to be copied: to whole, aligned sixteen bytes, or from fp32.
-inline bool needs_copy(const PackedMm& p) {
-  return p.x_dtype == Dtype::f32 || p.k % 8 || p.x_stride % 8 || reinterpret_cast<uintptr_t>(p.x) % 16;
-}
-
 // int4_mm; workspace as workspace_of says.
 inline void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
   const int planes = p.x_dtype == Dtype::f32 ? kPlanes : 1, slabs = plan.split * planes;

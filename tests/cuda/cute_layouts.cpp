@@ -1,13 +1,16 @@
-// core/int4_cuda.h against CuTe's own description of the fragments of mma.sync and wgmma, on the host.
+// core/int4_cuda.h and core/wgmma.h against CuTe's own description of the operands of mma.sync and wgmma, on the host.
 #include <cstdio>
 #include <cstdlib>
 
+#include <cute/atom/copy_traits_sm90_tma_swizzle.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 
 #include "core/int4_cuda.h"
+#include "core/wgmma.h"
 
 using namespace cute;
+namespace wgmma = aoq::wgmma;
 using aoq::int4_cuda::activation_k;
 using aoq::int4_cuda::Code;
 using aoq::int4_cuda::code_at;
@@ -49,6 +52,53 @@ void check_8bit(const char* what, ALayout layout, int rows) {
     }
 }
 
+// The packed weight as a tensor of nibbles that CuTe can tile and copy: ((g, half, tile), (odd, pair, half, atom,
+// tile)).
+void check_packed() {
+  constexpr int kTilesN = 2, kTilesK = 3;
+  const auto layout = make_layout(
+      make_shape(make_shape(_8{}, _2{}, Int<kTilesN>{}), make_shape(_2{}, _4{}, _2{}, _4{}, Int<kTilesK>{})),
+      make_stride(make_stride(_128{}, _1{}, Int<1024 * kTilesK>{}), make_stride(_4{}, _32{}, _2{}, _8{}, _1024{})));
+  for (int row = 0; row < size<0>(layout); ++row)
+    for (int k = 0; k < size<1>(layout); ++k) {
+      const aoq::int4_cuda::Nibble at = aoq::int4_cuda::nibble_of(row, k, 64 * kTilesK);
+      expect("packed", row, k, {static_cast<int>(at.byte), at.shift}, layout(row, k) / 2, layout(row, k) % 2 * 4);
+    }
+}
+
+// Sums of wgmma: four warps, rows 16w on.
+template <class CLayout>
+void check_sums(const char* what, CLayout layout) {
+  for (int thread = 0; thread < size<0>(layout); ++thread)
+    for (int value = 0; value < size<1>(layout); ++value) {
+      const wgmma::SumAt at = wgmma::sum_at(thread % 32, value);
+      const int cute = layout(thread, value);
+      expect(what, thread, value, {at.row + 16 * (thread / 32), at.column}, cute % 64, cute / 64);
+    }
+}
+
+// Operand B in shared memory, as the copy engine swizzles it and wgmma's descriptor says.
+template <class T>
+void check_shared(const char* what) {
+  using Atom = SM90::GMMA::Layout_K_SW128_Atom<T>;
+  expect("copies swizzle", 0, 0, {static_cast<int>(detail::get_tma_swizzle_bits(Atom{})), 0},
+         static_cast<int>(TMA::SmemSwizzleBits::B128), 0);
+  constexpr int kColumns = 128, kAlongK = wgmma::kRowBytes / sizeof(T);
+  const auto layout =
+      as_position_independent_swizzle_layout(tile_to_shape(Atom{}, Shape<Int<kColumns>, Int<kAlongK>>{}));
+  for (int column = 0; column < kColumns; ++column)
+    for (int k = 0; k < kAlongK; ++k) {
+      const auto ours = wgmma::swizzled(column * wgmma::kRowBytes + k * sizeof(T));
+      expect(what, column, k, {static_cast<int>(ours), 0}, static_cast<int>(layout(column, k) * sizeof(T)), 0);
+    }
+  GmmaDescriptor cute;
+  cute.desc_ = wgmma::descriptor(0x12400);
+  expect("descriptor", 0, 0, {cute.bitfield.layout_type_, cute.bitfield.base_offset_},
+         static_cast<int>(SM90::GMMA::LayoutType::B128), 0);
+  expect("descriptor", 0, 1, {cute.bitfield.start_address_, cute.bitfield.stride_byte_offset_}, 0x12400 >> 4,
+         8 * wgmma::kRowBytes >> 4);
+}
+
 int main() {
   check_16bit("mma.m16n8k16 bf16", MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN>::ALayout{}, 16);
   check_16bit("mma.m16n8k16 f16", MMA_Traits<SM80_16x8x16_F32F16F16F32_TN>::ALayout{}, 16);
@@ -64,5 +114,11 @@ int main() {
     const int at = MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN>::ALayout{}(0, value);
     expect("ValueShuffle", 0, value, code, at % 16, at / 16);
   }
+  check_packed();
+  check_sums("wgmma m64n32 sums", CLayout_64x32{});
+  check_sums("wgmma m64n64 sums", CLayout_64x64{});
+  check_sums("wgmma m64n128 sums", CLayout_64x128{});
+  check_shared<bfloat16_t>("swizzled bf16");
+  check_shared<int8_t>("swizzled int8");
   std::printf("%d fragment elements agree\n", checked);
 }

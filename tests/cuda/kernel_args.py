@@ -69,6 +69,14 @@ class Int4MmWide(Args):
     _fields_ = (("mm", PackedMm), ("plan", WidePlan), ("workspace", POINTER))
 
 
+class WgmmaPlan(Args):
+    _fields_ = tuple((name, ctypes.c_int) for name in ("tokens", "halves", "split", "stages"))
+
+
+class Int4MmWgmma(Args):
+    _fields_ = (("mm", PackedMm), ("plan", WgmmaPlan), ("workspace", POINTER))
+
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CODES = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.float8_e5m2: 2}
 SOURCES = {"given": 0, "rmsnorm": 1, "silu_mul": 2}

@@ -1,4 +1,5 @@
 // The plans of int4_mm on CUDA, as test_int4_mm_plan.py asks for them.
+#include "int4_mm/int4_mm_wgmma_plan.h"
 #include "int4_mm/int4_mm_wide_plan.h"
 
 using namespace aoq;
@@ -31,6 +32,38 @@ void wide_share(int64_t count, int64_t index, int64_t pieces, int64_t* share) {
   const Share part = int4_wide::share(count, index, pieces);
   share[0] = part.begin;
   share[1] = part.end;
+}
+
+// {cost, tokens, halves, split, stages, shared_bytes} of wgmma's plan: of the one of `config`, or the chosen one.
+void wgmma_plan(const Shape* shape, const Device* device, bool zero, int scale_bytes, int config, double* plan) {
+  const int4_wgmma::Plan chosen = config < 0 ? int4_wgmma::choose(*shape, *device, zero, scale_bytes)
+                                             : int4_wgmma::plan_of(config, *shape, zero, scale_bytes);
+  const int span = span_of(shape->group, shape->k);
+  const int4_wgmma::Stage stage =
+      int4_wgmma::stage_of(chosen.tokens, chosen.halves, span, zero, static_cast<int>(shape->x_bytes), scale_bytes);
+  const double values[] = {int4_wgmma::cost_of(chosen, *shape, *device),
+                           0.0 + chosen.tokens,
+                           0.0 + chosen.halves,
+                           0.0 + chosen.split,
+                           0.0 + chosen.stages,
+                           0.0 + int4_wgmma::shared_bytes(chosen, stage)};
+  for (int i = 0; i < 6; ++i) plan[i] = values[i];
+}
+
+bool wgmma_pays(const Shape* shape, const Device* device, int before) {
+  return int4_wgmma::pays(*shape, *device, before);
+}
+
+void wgmma_tile(int64_t index, int64_t row_tiles, int64_t token_tiles, int64_t* tile) {
+  const int4_wgmma::Tile at = int4_wgmma::tile_of(index, row_tiles, token_tiles);
+  tile[0] = at.row;
+  tile[1] = at.token;
+}
+
+void wgmma_steps(int64_t k, int split, int rank, int64_t* steps) {
+  const int4_wgmma::Steps part = int4_wgmma::steps_of(k, split, rank);
+  steps[0] = part.begin;
+  steps[1] = part.end;
 }
 
 }  // extern "C"

@@ -17,7 +17,7 @@ SHAPES = [(16, 64), (1, 1), (17, 65), (33, 6), (48, 576), (20, 1001)]  # n, k
 
 
 def test_fragments_are_those_of_cute(cute_flags, tmp_path):
-    """The same constexpr functions that the kernels use, against mma.sync's and wgmma's A operands, 16 and 8 bits."""
+    """The same constexpr functions that the kernels use, against mma.sync's and wgmma's operands, 16 and 8 bits."""
     if CXX is None:
         pytest.skip("no C++ compiler")
     source, program = ROOT / "tests/cuda/cute_layouts.cpp", tmp_path / "cute_layouts"
@@ -26,7 +26,10 @@ def test_fragments_are_those_of_cute(cute_flags, tmp_path):
     done = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
     # 32 lanes of 8 values in two mma.m16n8k16, 16 in one m16n8k32; 128 of 8 in a wgmma k16, 16 in two k32; one shuffle
-    assert done.stdout == f"{2 * 32 * 8 + 32 * 16 + 128 * 8 + 2 * 128 * 16 + 8} fragment elements agree\n"
+    fragments = 2 * 32 * 8 + 32 * 16 + 128 * 8 + 2 * 128 * 16 + 8
+    # 32 rows of 192 codes; sums of 128 threads; 128 columns in shared memory, each time with three words that say so
+    operands = 32 * 192 + 128 * (16 + 32 + 64) + 128 * 64 + 128 * 128 + 2 * 3
+    assert done.stdout == f"{fragments + operands} fragment elements agree\n"
 
 
 def codes_and_packed(n, k):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, Int4MmCuda, Int4MmWide, PackedMm, Plan, WidePlan
+from kernel_args import DTYPES, Int4MmCuda, Int4MmWgmma, Int4MmWide, PackedMm, Plan, WgmmaPlan, WidePlan
 
 from aoq.ops import int4_dequantize, int4_pack_reference, int4_quantize, tile_scale
 
@@ -43,6 +43,15 @@ def run_wide(simt_kernel, x, weight, bias=None, tokens=64, split=1):
     workspace = torch.full((3 * (split * m * n + m * (k + 8) + m * (k // 32 + 1)) + 4,), math.nan)
     plan = WidePlan(tokens=tokens, split=split)
     return multiply(simt_kernel(WIDE, Int4MmWide), x, weight, bias, plan, workspace)
+
+
+def run_wgmma(simt_kernel, x, weight, bias=None, tokens=64, halves=1, split=1, stages=3):
+    """The same of the kernel for many rows on Hopper."""
+    (m, k), n = x.shape, weight.n
+    sums = 4 * (3 * m + 128) * (k // 128 + 1)
+    workspace = torch.full((3 * (m * n + m * (k + 8)) + sums + 16,), math.nan)
+    plan = WgmmaPlan(tokens=tokens, halves=halves, split=split, stages=stages)
+    return multiply(simt_kernel("int4_mm_wgmma_sm90a", Int4MmWgmma), x, weight, bias, plan, workspace)
 
 
 def multiply(kernel, x, weight, bias, plan, workspace):
@@ -187,4 +196,59 @@ def test_wide_nonfinite_x_stays_in_its_row(simt_kernel):
     clean = run_wide(simt_kernel, x, weight)
     x[1, 129] = math.nan
     out = run_wide(simt_kernel, x, weight)
+    assert out[1].isnan().all() and torch.equal(out[2:], clean[2:]) and torch.equal(out[0], clean[0])
+
+
+WGMMA_CASES = [  # n, k, group, mapping, scale dtype, x dtype, m, plan
+    (128, 256, 128, "symmetric", torch.bfloat16, torch.bfloat16, 64, {}),
+    (300, 520, 128, "asymmetric", torch.bfloat16, torch.bfloat16, 70, dict(halves=2)),
+    (520, 1096, 64, "symmetric", torch.float16, torch.float16, 130, dict(tokens=128, halves=2, stages=2)),
+    (260, 1000, 64, "hqq", torch.float32, torch.float16, 130, dict(tokens=128, halves=2, split=2)),
+    (17, 904, 256, "asymmetric", torch.bfloat16, torch.bfloat16, 140, dict(tokens=128, split=4, stages=8)),
+    (530, 416, 32, "asymmetric", torch.bfloat16, torch.bfloat16, 100, dict(halves=4, split=2)),
+    (40, 1001, 1001, "asymmetric", torch.float32, torch.bfloat16, 34, dict(split=8)),
+    (31, 130, 4096, "hqq", torch.float16, torch.bfloat16, 9, dict(tokens=32, halves=2)),
+    (5, 33, 32, "asymmetric", torch.bfloat16, torch.float16, 3, dict(tokens=32, halves=2)),
+    (1, 1, 1, "asymmetric", torch.float32, torch.bfloat16, 1, {}),
+]
+
+
+@pytest.mark.parametrize("case", WGMMA_CASES, ids=str)
+def test_wgmma_matches_fp64(simt_kernel, case):
+    *weight, x_dtype, m, plan = case
+    weight = Weight(*weight)
+    x = torch.randn(m, weight.k).to(x_dtype)
+    bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
+    out = run_wgmma(simt_kernel, x, weight, bias, **plan)
+    check(out, x, weight, bias)
+    assert torch.equal(run_wgmma(simt_kernel, x, weight, bias, **plan), out)
+
+
+def test_wgmma_takes_tiles_in_turn(simt_kernel):
+    """More tiles of tokens than are taken in turn, and several of rows."""
+    weight = Weight(272, 136, 136, "symmetric", torch.bfloat16)
+    x = torch.randn(32 * 9 + 1, 136).bfloat16()
+    check(run_wgmma(simt_kernel, x, weight, tokens=32, halves=2), x, weight)
+
+
+def test_wgmma_fp32_x_is_exact(simt_kernel):
+    weight = Weight(24, 192, 64, "asymmetric", torch.float32)
+    x, bias = torch.randn(35, 192) * torch.randn(35, 192).exp(), torch.randn(24)
+    for split in (1, 2):
+        check(run_wgmma(simt_kernel, x, weight, bias, split=split), x, weight, bias)
+
+
+def test_wgmma_any_row_stride_and_alignment(simt_kernel):
+    weight = Weight(16, 72, 72, "asymmetric", torch.bfloat16)
+    wide = torch.randn(3, 200).bfloat16()
+    for x in (wide[:, 8:80], wide[:, 1:73], torch.randn(3, 75).bfloat16()[:, :72], wide[:1, 8:80].expand(3, 72)):
+        check(run_wgmma(simt_kernel, x, weight), x, weight)
+
+
+def test_wgmma_nonfinite_x_stays_in_its_row(simt_kernel):
+    weight = Weight(40, 136, 64, "asymmetric", torch.bfloat16)
+    x = torch.randn(70, 136).bfloat16()
+    clean = run_wgmma(simt_kernel, x, weight)
+    x[1, 129] = math.nan
+    out = run_wgmma(simt_kernel, x, weight)
     assert out[1].isnan().all() and torch.equal(out[2:], clean[2:]) and torch.equal(out[0], clean[0])

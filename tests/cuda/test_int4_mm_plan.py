@@ -1,4 +1,4 @@
-"""How int4_mm's kernel for many rows shares out its work, and when it is chosen: the constexpr functions themselves."""
+"""How int4_mm's kernels for many rows share out work, and when they are chosen: the constexpr functions themselves."""
 
 import ctypes
 import itertools
@@ -35,7 +35,7 @@ def plans(tmp_path_factory):
     subprocess.run([CXX, *flags, ROOT / "tests/cuda/plans.cpp", "-o", library], check=True, timeout=300)
     functions = ctypes.CDLL(str(library))
     functions.skinny_cost.restype = ctypes.c_double
-    functions.wide_pays.restype = ctypes.c_bool
+    functions.wide_pays.restype = functions.wgmma_pays.restype = ctypes.c_bool
     return functions
 
 
@@ -97,3 +97,62 @@ def test_costs_grow_with_the_work(plans):
             # At many rows: the tensor cores' time, and not much more.
             ideal = 4096 * n * k / (device.multiprocessors * device.multiplies_per_ns)
             assert ideal < costs[-1] < 1.6 * ideal
+
+
+# ---- wgmma's
+
+
+def wgmma_plan(plans, shape, zero=False, scale_bytes=2, config=-1):
+    out = (ctypes.c_double * 6)()
+    plans.wgmma_plan(ctypes.byref(shape), ctypes.byref(H100), ctypes.c_bool(zero), scale_bytes, config, out)
+    return out[0], *(int(value) for value in out[1:])
+
+
+def test_wgmma_tiles_cover_everything_once_and_neighbours_share(plans):
+    for rows, tokens in itertools.product((1, 3, 16), (1, 7, 8, 9, 20)):
+        seen = []
+        for index in range(rows * tokens):
+            tile = (ctypes.c_int64 * 2)()
+            plans.wgmma_tile(I64(index), I64(rows), I64(tokens), tile)
+            seen.append(tuple(tile))
+        assert set(seen) == set(itertools.product(range(rows), range(tokens))) and len(seen) == len(set(seen))
+        assert len({row for row, _ in seen[:8]}) <= -(-8 // min(tokens, 8)), "blocks in turn read the same weights"
+
+
+def test_wgmma_steps_cover_everything_once(plans):
+    for k, split in itertools.product((1, 128, 1000, 8192), (1, 2, 4, 8)):
+        steps = []
+        for rank in range(split):
+            part = (ctypes.c_int64 * 2)()
+            plans.wgmma_steps(I64(k), split, rank, part)
+            steps += range(*part)
+        assert steps == list(range(-(-k // 128)))
+
+
+def test_every_wgmma_plan_fits_a_multiprocessor(plans):
+    for k, group, x_bytes in itertools.product((32, 1000, 8192), (32, 64, 128, 8192), (1, 2)):
+        shape = Shape(m=100, n=5000, k=k, group=group, x_bytes=x_bytes)
+        for zero, scale_bytes, config in itertools.product((False, True), (2, 4), range(24)):
+            *_, split, stages, shared = wgmma_plan(plans, shape, zero, scale_bytes, config)
+            assert shared <= 227 * 1024 and 2 <= stages <= 8
+            assert split <= -(-k // 128), "every block has a step"
+
+
+def test_which_wgmma_plan(plans):
+    def shape(m, n, k, group=128):
+        return Shape(m=m, n=n, k=k, group=group, x_bytes=2)
+
+    for n, k in ((4096, 4096), (28672, 4096), (8192, 8192), (4096, 14336)):
+        assert not any(plans.wgmma_pays(ctypes.byref(shape(m, n, k)), ctypes.byref(H100), 0) for m in (1, 8, 16, 32))
+        assert plans.wgmma_pays(ctypes.byref(shape(64, n, k)), ctypes.byref(H100), 0)
+        for m, group in itertools.product((128, 1024, 8192), (32, 64, 128, k)):
+            assert plans.wgmma_pays(ctypes.byref(shape(m, n, k, group)), ctypes.byref(H100), 1)
+        assert not plans.wgmma_pays(ctypes.byref(shape(1024, n, k, 96)), ctypes.byref(H100), 0)
+        costs = [wgmma_plan(plans, shape(m, n, k))[0] for m in (64, 256, 1024, 4096)]
+        assert costs == sorted(costs)
+        # At many rows: the tensor cores' time at 1.6 GHz, and not much more.
+        ideal = 4096 * n * k / (132 * 2048 * 1.6)
+        assert ideal < costs[-1] < 1.3 * ideal
+        assert wgmma_plan(plans, shape(4096, n, k))[1:4] == (128, 2, 1)
+    _, tokens, halves, split, *_ = wgmma_plan(plans, shape(64, 4096, 4096))
+    assert tokens == 64 and 66 < 4096 // (128 * halves) * split <= 132, "blocks for every multiprocessor"

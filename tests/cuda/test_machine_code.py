@@ -54,13 +54,14 @@ class Kernels:
         command += [f"-gencode=arch=compute_{sm},code=[sm_{sm}]", "-cubin", "-o", "kernels.cubin", "kernels.cu"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
+        assert "Performance Loss" not in done.stderr, "ptxas makes wgmma wait for each other: " + done.stderr
         pattern = r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill.*?Used (\d+) reg"
         found = re.findall(pattern, done.stderr, re.DOTALL)
         self.resources = {name: (int(used), int(stack) + int(spills)) for name, stack, spills, used in found}
         self.cubin = folder / "kernels.cubin"
 
-    def loop(self, part):
-        """Instructions, by opcode, of the innermost loop with tensor-core instructions of the kernel named so."""
+    def loop(self, part, multiply="HMMA"):
+        """Instructions of the innermost loop with instructions `multiply` of the kernel named so."""
         if CUOBJDUMP is None:
             pytest.skip("no cuobjdump")
         code = subprocess.run([CUOBJDUMP, "-sass", self.cubin], capture_output=True, text=True, check=True).stdout
@@ -72,7 +73,7 @@ class Kernels:
             jump = re.search(r"BRA\S* .*?0x([0-9a-f]+)", text)
             if jump and int(jump[1], 16) <= int(address, 16):
                 body = [re.sub(r"^@!?U?P\w+ ", "", line) for _, line in lines[at[int(jump[1], 16)] : i + 1]]
-                if any(line.startswith("HMMA") for line in body):
+                if any(line.startswith(multiply) for line in body):
                     loops.append(body)
         return min(loops, key=len)
 
@@ -122,6 +123,30 @@ def test_wide_int4_mm(tmp_path, sm):
     assert (opcodes["HMMA"], opcodes["LDSM"], opcodes["LDGSTS"]) == (64, 16, 7)
     assert sum(line.startswith("LDS.128") for line in body) == 2
     assert sum(line.startswith("LDGSTS") and ".128" in line for line in body) == 5
+
+
+@pytest.fixture(scope="module")
+def wgmma(tmp_path_factory):
+    source = (ROOT / "csrc/int4_mm/int4_mm_wgmma_sm90a.cu").read_text()
+    return Kernels(tmp_path_factory.mktemp("wgmma"), source, "90a")
+
+
+def test_int4_mm_wgmma_has_no_spills(wgmma):
+    kernels = {name: used for name, used in wgmma.resources.items() if "multiply" in name}
+    assert len(kernels) == 2 * 6 * 3 * 2, "types of x, tiles, spans, with and without zero points"
+    # What 384 threads start with; two warpgroups take 232 of them each later.
+    assert all(registers == 168 and stack == 0 for registers, stack in kernels.values()), kernels
+
+
+def test_int4_mm_wgmma_main_loop(wgmma):
+    """256 rows x 128 tokens x 128 columns: 32 wgmma a warpgroup, each weight decoded once, each sum scaled once."""
+    body = wgmma.loop("Bf16ELi128ELi2ELi128ELb0", "HGMMA")
+    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
+    assert opcodes["HGMMA"] == 32 and opcodes["HFMA2"] == 2 * 128 * 64 / 2 / 128 and opcodes["FFMA"] == 128
+    assert sum(line.startswith("LDS.128") for line in body) == 4
+    assert not opcodes["LDL"] + opcodes["STL"] + opcodes["STS"] + opcodes["BAR"]
+    # A scheduler issues two warps' instructions while its tensor core multiplies for 2048 clocks.
+    assert 2 * len(body) <= 1200, opcodes
 
 
 def test_quantizers_have_no_spills(tmp_path):

@@ -65,12 +65,27 @@ def test_shapes_of_models(sm, n, k):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n, k, group", [(136, 1032, 128), (272, 640, 32)])
 def test_every_plan(sm, n, k, group, dtype):
-    """The first 16 configs are plans for few rows, the next 16 for many: any takes any number."""
+    """The first 16 configs are plans for few rows, the next 16 for many, 24 more on Hopper: any takes any number."""
     parts = weight(n, k, group, "cuda")
-    for config in range(32):
+    hopper = sm == "sm90a"
+    for config in range(56 if hopper else 32):
         for m in (5, 70, 200):
             check(randn(m, k, dtype=dtype, seed=m), parts, n, group, randn(n, seed=1), config)
-    assert "_wide_" in _C.last_kernel()
+    assert ("_wgmma_" if hopper else "_wide_") in _C.last_kernel()
+    if not hopper:
+        with pytest.raises(ValueError, match="config: expected below 32"):
+            check(randn(5, k, dtype=dtype), parts, n, group, config=32)
+
+
+@pytest.mark.parametrize("group, mapping", [(128, "symmetric"), (64, "asymmetric"), (32, "hqq"), (8192, "asymmetric")])
+def test_many_rows(sm, group, mapping):
+    """Whole tiles and ragged ones, several waves of blocks, all scales' dtypes."""
+    n, k = 1552, 2048
+    packed, scale, zero = weight(n, k, group, "cuda", mapping)
+    for dtype in DTYPES:
+        parts = [packed, scale.to(dtype), None if zero is None else zero.to(dtype)]
+        for m in (256, 1027, 4096):
+            check(randn(m, k, seed=m), parts, n, group)
 
 
 def test_any_rank_and_stride(sm):

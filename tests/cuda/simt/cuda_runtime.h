@@ -20,6 +20,7 @@
 #define __forceinline__ inline
 #define __shared__ static  // blocks take turns
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -91,10 +92,15 @@ struct Meeting {
   unsigned arrived = 0, left = 0;
 };
 
+struct alignas(1024) Kilobyte {
+  char bytes[1024];
+};
+
 struct Block {
   std::vector<Fiber> fibers;
   std::vector<Meeting> meetings;  // [warp][lowest lane of the mask]: a thread is in one at a time
-  std::vector<char> shared;
+  std::vector<Kilobyte> memory;
+  char* shared() { return memory.data()->bytes; }
   dim3 index;
   unsigned waiting = 0, barriers = 0;
 };
@@ -209,7 +215,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   for (simt::Block& block : cluster.blocks) {
     block.fibers.resize(threads);
     block.meetings.resize((threads + warpSize - 1) / warpSize * warpSize);
-    block.shared.resize(config->dynamicSmemBytes);
+    block.memory.resize((config->dynamicSmemBytes + 1023) / 1024);
   }
   cluster.body = [&] { kernel(arguments...); };
   simt::cluster = &cluster;
@@ -218,7 +224,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       for (unsigned x = 0; x < gridDim.x; x += blocks) {
         for (unsigned i = 0; i < blocks; ++i) {
           cluster.blocks[i].index = dim3(x + i, y, z);
-          cluster.blocks[i].shared.assign(config->dynamicSmemBytes, static_cast<char>(0xff));  // NaN, if it is read
+          for (auto& kilobyte : cluster.blocks[i].memory)
+            std::memset(kilobyte.bytes, 0xff, 1024);  // NaN, if it is read
         }
         simt::run_cluster();
       }

@@ -16,7 +16,7 @@ struct U32x4 {
   uint32_t word[4];
 };
 
-inline char* shared_memory() { return simt::block->shared.data(); }
+inline char* shared_memory() { return simt::block->shared(); }
 inline uint32_t kept(uint32_t value) { return value; }
 inline uint64_t evict_first() { return 0; }
 
@@ -159,8 +159,8 @@ inline void wait_for_kernel_before() {}
 inline void start_kernel_after() {}
 inline void cluster_barrier() { simt::cluster_barrier(); }
 inline float load_cluster(const float* shared, uint32_t rank) {
-  const auto offset = reinterpret_cast<const char*>(shared) - simt::block->shared.data();
-  return load<float>(simt::cluster->blocks.at(rank).shared.data() + offset);
+  const auto offset = reinterpret_cast<const char*>(shared) - simt::block->shared();
+  return load<float>(simt::cluster->blocks.at(rank).shared() + offset);
 }
 
 }  // namespace
