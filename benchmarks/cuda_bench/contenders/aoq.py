@@ -29,6 +29,8 @@ class Aoq(Contender):
 
     def __init__(self, op: str, form: str, **options: Any) -> None:
         """options: of the op, such as `config`, a plan instead of its own choice."""
+        if op.startswith("fp8_mm"):
+            self.tolerance = 0.03  # tensor cores keep fewer bits of sums of fp8 products
         self.op, self.form, self.options = op, form, options
         self.op_name = op.split()[0]
         self.name = f"aoq {op}" + "".join(f", {name} {value}" for name, value in options.items())
@@ -92,29 +94,6 @@ class Aoq(Contender):
         else:
             return x.double()
         return codes.double() * scale.double()
-
-
-class WithoutPdl(Aoq):
-    """The same without programmatic dependent launch: a kernel begins when the one before has ended."""
-
-    def __init__(self, op: str, form: str) -> None:
-        super().__init__(op, form)
-        self.name += ", no PDL"
-
-    def ready(self, device: str) -> None:
-        from aoq import _C
-
-        super().ready(device)
-        if not hasattr(_C, "set_pdl"):
-            raise Missing("this build of aoq cannot switch it off")
-        self.set_pdl = _C.set_pdl
-
-    def multiply(self, x: Any, weight: Any) -> Tensor:
-        self.set_pdl(False)
-        try:
-            return super().multiply(x, weight)
-        finally:
-            self.set_pdl(True)
 
 
 class QuantizesX(Contender):
@@ -187,7 +166,6 @@ def contenders(configs: Sequence[int]) -> list[Contender]:
     return [
         *(Aoq(op, form) for op, form in forms.items()),
         *(Aoq(op, form, config=config) for op, form in forms.items() for config in configs),
-        WithoutPdl("int4_mm", "int4"),
         *(QuantizesX(op) for op in ("int8_mm", "fp8_mm", "fp8_mm tensor", "int8_int4_mm")),
         Quantizer("int8_quantize", torch.int8),
         Quantizer("fp8_quantize", fp8),
