@@ -15,16 +15,17 @@ class ValueRangeScan {
   AOQ_DEVICE void add(F32x16 value) {
     low_ = min(low_, value);
     high_ = max(high_, value);
-    // Adding one to the exponent carries into the sign only when all its bits are set.
-    const I32x16 exponent = bits(value) & splat(0x7f800000);
-    finite_ = finite_ & (((exponent + splat(0x00800000)) >> 31) + splat(-1));
+    zero_ = zero_ + value * splat(0.0f);  // NaN from the first value on that is not finite
   }
 
-  AOQ_DEVICE ValueRange result() const { return {min_lanes(low_), max_lanes(high_), all_lanes(finite_)}; }
+  AOQ_DEVICE ValueRange result() const {
+    // Adding one to the exponent carries into the sign only when all its bits are set.
+    const I32x16 exponent = bits(zero_) & splat(0x7f800000);
+    return {min_lanes(low_), max_lanes(high_), all_lanes(((exponent + splat(0x00800000)) >> 31) + splat(-1))};
+  }
 
  private:
-  F32x16 low_ = splat(0.0f), high_ = splat(0.0f);
-  I32x16 finite_ = splat(-1);
+  F32x16 low_ = splat(0.0f), high_ = splat(0.0f), zero_ = splat(0.0f);
 };
 
 }  // namespace

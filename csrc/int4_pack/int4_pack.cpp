@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "core/huge_pages.h"
 #include "core/int4.h"
 #include "core/kernel.h"
 
@@ -16,7 +17,10 @@ constexpr Kernel<Int4PackKernel> kKernels[] = {
 const bool kRegistered = register_op("int4_pack", kKernels);
 
 Tensor int4_pack(const Tensor& qdata, int64_t k) {
-  return int4_pack_entry(qdata, k, int4::kUnitK, kUnitBytes, [](const Int4Pack& args) { select(kKernels)(args); });
+  return int4_pack_entry(qdata, k, int4::kUnitK, kUnitBytes, [](const Int4Pack& args) {
+    prefer_huge_pages(args.packed, ceil_div(args.n, kUnitN) * ceil_div(args.k, int4::kUnitK) * kUnitBytes);
+    select(kKernels)(args);
+  });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "core/huge_pages.h"
 #include "core/int8.h"
 #include "core/kernel.h"
 #include "int8_pack/int8_pack_entry.h"
@@ -21,6 +22,7 @@ Tensor int8_pack(const Tensor& qdata) {
   const Tensor qdata_ = qdata.is_contiguous() ? qdata : torch::stable::contiguous(qdata);
   Tensor packed =
       torch::stable::new_empty(qdata, {ceil_div(n, kUnitN), ceil_div(k, int8::kUnitK), kUnitBytes}, ScalarType::Byte);
+  prefer_huge_pages(packed.mutable_data_ptr(), packed.numel());
   select(kKernels)(Int8Pack{n, k, static_cast<const int8_t*>(qdata_.const_data_ptr()),
                             static_cast<uint8_t*>(packed.mutable_data_ptr())});
   return packed;
