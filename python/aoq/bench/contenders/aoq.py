@@ -23,6 +23,9 @@ class _Aoq(Contender):
         quantized = self.config(problem.group_size).quantize(problem.w)
         return quantized, self.exact(quantized.unpack())
 
+    def another(self, weight: Any) -> Any:
+        return weight.unpack().pack()  # as a model's weights are made, on huge pages
+
     def exact(self, plain: Any) -> Tensor:
         """Decoded here, not by aoq: low nibbles are even k."""
         codes = torch.stack((plain.qdata & 15, plain.qdata >> 4), -1).flatten(1).float()
