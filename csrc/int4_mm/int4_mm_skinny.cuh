@@ -164,8 +164,8 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
         char* const to = shared + token * pitch + kBytes * (k - first);
         const char* const from = x + kBytes * (token * p.x_stride + k);
         const int64_t left = p.k - k < 0 ? 0 : p.k - k < kStep ? p.k - k : kStep;
-        if (kBytes == 1 || aligned)
-          ptx::copy_async(to, left ? from : x, static_cast<int>(kBytes * left));
+        if (kBytes == 1 || aligned)  // bytes beyond k, among sixteen that are out of order, are 0
+          ptx::copy_async(to, left ? from : x, static_cast<int>(kBytes == 1 && left ? 16 : kBytes * left));
         else
           for (int i = 0; i < 8; ++i)
             reinterpret_cast<uint16_t*>(to)[i] = i < left ? reinterpret_cast<const uint16_t*>(from)[i] : uint16_t{0};

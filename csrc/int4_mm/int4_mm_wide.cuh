@@ -64,14 +64,16 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
   char* const shared = ptx::shared_memory();
 
-  // ---- copies of a stage, `k` its first column: what lies beyond m and k is 0, rows beyond n are some row's
+  // ---- copies of a stage, `k` its first column: what lies beyond m and k is 0 (of bytes, whose sixteens are out
+  // of order, in memory too), rows beyond n are some row's
   const int sixteen = static_cast<int>(threadIdx.x % 8), x_row = static_cast<int>(threadIdx.x / 8);
+  const int x_left = columns * kBytes - 16 * sixteen;
   const int x_to = x_row * kXBytes + 16 * (sixteen ^ x_row % 8);
   const char* const x = static_cast<const char*>(p.x) + (first_token + x_row) * p.x_stride * kBytes + 16 * sixteen;
   const int64_t row_tile = first_row / 16 + warp < tiles_n ? first_row / 16 + warp : tiles_n - 1;
   const uint8_t* const codes = p.packed + row_tile * tiles_k * int4_cuda::kTileBytes + lane * int4_cuda::kLaneBytes;
   auto copy = [&](char* stage, int k) {
-    const int left = (columns - k) * kBytes - 16 * sixteen, bytes = left < 0 ? 0 : left < 16 ? left : 16;
+    const int left = x_left - k * kBytes, bytes = left <= 0 ? 0 : left < 16 && kBytes == 2 ? left : 16;
 #pragma unroll
     for (int i = 0; i < kTokens / 32; ++i) {
       const bool real = x_row + 32 * i < tokens && bytes;
@@ -172,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
 
   // ---- a stage
   int columns_left = args.span;
-  const int b_row = (warp_m * 8 * kEights + lane % 8) * kXBytes, b_sixteen = 16 * (lane / 8 ^ lane % 8);
+  const int b_from = (warp_m * 8 * kEights + lane % 8) * kXBytes + 16 * (lane / 8 ^ lane % 8);
   auto multiply_stage = [&](const char* stage) {
     const char* x_sums = stage + kXSums;
     auto advance = [&](int columns) {
@@ -182,28 +184,23 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
         x_sums += 4 * kTokens;
       }
     };
-    uint32_t words[kTiles][4 * kTilesK];
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int i = 0; i < kTilesK; ++i) {
-        const ptx::U32x4 tile =
-            ptx::load_shared(stage + kWeights + ((i * kWarps + warp_n * kTiles + r) * 32 + lane) * 16);
-#pragma unroll
-        for (int word = 0; word < 4; ++word) words[r][4 * i + word] = tile.word[word];
-      }
+    ptx::U32x4 words[kTiles], b[kEights];
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
-      ptx::U32x4 b[kEights];
+      constexpr int kPairs = 2 / kTilesK;  // of a tile
 #pragma unroll
-      for (int j = 0; j < kEights; ++j)
-        b[j] = ptx::load_matrices(stage + b_row + 8 * j * kXBytes + (b_sixteen ^ 64 * pair));
+      for (int r = 0; r < kTiles; ++r)
+        if (pair % kPairs == 0)
+          words[r] =
+              ptx::load_shared(stage + kWeights + ((pair / kPairs * kWarps + warp_n * kTiles + r) * 32 + lane) * 16);
+#pragma unroll
+      for (int j = 0; j < kEights; ++j) b[j] = ptx::load_matrices(stage + 8 * j * kXBytes + (b_from ^ 64 * pair));
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int r = 0; r < kTiles; ++r) {
           uint32_t a[4];
-          M::decode(&words[r][(2 * pair + half) * M::kWords], a);
+          M::decode(&words[r].word[(pair % kPairs * 2 + half) * M::kWords], a);
 #pragma unroll
           for (int j = 0; j < kEights; ++j) M::multiply(sum[r][j], a, b[j].word[2 * half], b[j].word[2 * half + 1]);
         }
@@ -337,7 +334,8 @@ void run(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, Cuda
 }
 
 // int4_mm; workspace as workspace_of says.
-inline void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+template <class = void>
+void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
   const int planes = p.x_dtype == Dtype::f32 ? kPlanes : 1, slabs = plan.split * planes;
   const bool copies = needs_copy(p);
   const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.group}, planes, copies, p.zero_point);
@@ -356,6 +354,15 @@ inline void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStrea
   else
     run<ptx::Bf16>(mm, plan, partial, workspace + at.x_sum, stream);
   if (partial) add(p, partial, slabs, stream);
+}
+
+// int8_int4_mm: p.x holds codes in the order of quantized_k, rows of whole sixteens.
+template <class = void>
+void run_int8(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+  const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.group, 1}, 1, false, p.zero_point);
+  float* const partial = plan.split > 1 ? workspace : nullptr;
+  run<ptx::S8>(p, plan, partial, workspace + at.x_sum, stream);
+  if (partial) add(p, partial, plan.split, stream);
 }
 
 }  // namespace

@@ -36,6 +36,14 @@ template __global__ void multiply<ptx::F16, 16, 64, true, %(cluster)s>(const Arg
 template __global__ void multiply<ptx::Bf16, 32, 128, true, %(cluster)s>(const Args);
 } }
 """
+INT8_INT4_MM = """
+#include "int4_mm/int4_mm_skinny.cuh"
+namespace aoq::int4_skinny { namespace {
+template __global__ void multiply<ptx::S8, 8, 128, false, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::S8, 16, 32, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::S8, 32, 128, true, %(cluster)s>(const Args);
+} }
+"""
 QUANTIZE = """
 #include "core/quantize_rows.cuh"
 namespace aoq { namespace {
@@ -147,6 +155,34 @@ def test_int4_mm_wgmma_main_loop(wgmma):
     assert not opcodes["LDL"] + opcodes["STL"] + opcodes["STS"] + opcodes["BAR"]
     # A scheduler issues two warps' instructions while its tensor core multiplies for 2048 clocks.
     assert 2 * len(body) <= 1200, opcodes
+
+
+def test_wide_int8_int4_mm(tmp_path):
+    kernels = Kernels(tmp_path, (ROOT / "csrc/int8_int4_mm/int8_int4_mm_wide_sm80.cu").read_text(), "80")
+    multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
+    (wide,) = (used for name, used in multiply.items() if "ELi128E" in name)
+    (narrow,) = (used for name, used in multiply.items() if "ELi64E" in name)
+    # Two blocks of 64 tokens at a time are worth two registers that come back once a stage.
+    assert wide[1] == 0 and narrow[0] <= 128 and narrow[1] <= 24, multiply
+    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in kernels.loop("S8ELi128E", "IMMA"))
+    # 128 columns: twice as many multiplications a stage as of 64, of twice the columns
+    assert (opcodes["IMMA"], opcodes["LDSM"], opcodes["LDGSTS"]) == (64, 16, 10)
+
+
+@pytest.mark.parametrize("sm, cluster", (("80", "false"), ("90a", "true")))
+def test_int8_int4_mm(tmp_path, sm, cluster):
+    """One token: a third of int4_mm's decoding, so that memory binds all the more."""
+    kernels = Kernels(tmp_path, INT8_INT4_MM % {"cluster": cluster}, sm)
+    multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
+    assert len(multiply) == 3 and all(stack == 0 for _, stack in multiply.values()), multiply
+    body = kernels.loop("S8ELi8ELi128ELb0", "IMMA")
+    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
+    wide = sum(line.startswith("LDG.E") and ".128" in line for line in body)
+    weights = 32 * wide
+    assert wide == 16 and opcodes["IMMA"] == weights / 16
+    elsewhere = ("LDG", "LDSM", "IMMA", "BRA", "BSSY", "BSYNC", "WARPSYNC", "NOP")
+    arithmetic = sum(count for opcode, count in opcodes.items() if opcode not in elsewhere)
+    assert arithmetic / weights <= 1.0, opcodes
 
 
 def test_quantizers_have_no_spills(tmp_path):

@@ -13,6 +13,7 @@ CONFIGS = [
     aoq.Int4WeightOnlyConfig(32),
     aoq.Int4WeightOnlyConfig(64, mapping_type=aoq.MappingType.SYMMETRIC),
     aoq.Int8DynamicActivationInt8WeightConfig(),
+    aoq.Int8DynamicActivationInt4WeightConfig(32),
 ]
 
 

@@ -1,0 +1,95 @@
+#include "int8_int4_mm/int8_int4_mm_cuda.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <limits>
+
+#include "core/cuda_entry.h"
+#include "core/int4_cuda.h"
+#include "core/packed_mm_entry.h"
+#include "int8_quantize/int8_quantize.h"
+
+namespace aoq {
+namespace {
+
+constexpr const char* kOp = "int8_int4_mm";
+
+#define AOQ_KERNEL(sm, function) {Sm::sm, #function, function},
+constexpr CudaKernel<Int4MmCudaKernel> kSkinny[] = {
+#include "int8_int4_mm/kernels_cuda.inc"
+};
+constexpr CudaKernel<Int4MmWideKernel> kWide[] = {
+#include "int8_int4_mm/kernels_wide_cuda.inc"
+};
+#undef AOQ_KERNEL
+const bool kRegistered = register_cuda_op(kOp, kSkinny, kWide);
+
+// Quantizes args' x, then multiplies.
+void multiply(PackedMm args, const Tensor& x, const OnDevice& device) {
+  const Shape shape{args.m, args.n, args.k, args.group, 1};
+  const Device model = device_of(x, device.capability, kOp);
+  const bool zero = args.zero_point, wide = int4_wide::pays(shape, model, zero);
+  Int4MmCuda few{args, int4_skinny::choose(shape, model), nullptr};
+  Int4MmWide many{args, int4_wide::choose(shape, model), nullptr};
+  const int64_t floats = wide ? int4_wide::workspace_of(many.plan, shape, 1, false, zero).end
+                              : int4_skinny::workspace_floats(few.plan, allowed(Sm::sm90a, device.capability), false,
+                                                              args.m, args.n, args.k);
+
+  // One allocation: codes, which are whole sixteens, scales and zero points of rows, sums.
+  const int64_t pitch = ceil_div(args.k, 16) * 16, codes = args.m * pitch;
+  const int64_t rows = ceil_div(2 * args.m, 4) * 4;
+  Tensor workspace = torch::stable::new_empty(x, {codes / 4 + rows + floats}, ScalarType::Float);
+  auto* const memory = static_cast<float*>(workspace.mutable_data_ptr());
+
+  QuantizeRows quantize{};
+  quantize.m = args.m;
+  quantize.k = args.k;
+  quantize.x = args.x;
+  quantize.x_dtype = args.x_dtype;
+  quantize.x_stride = args.x_stride;
+  quantize.codes = Codes::int8;
+  quantize.asymmetric = args.x_asymmetric;
+  quantize.ub = std::numeric_limits<float>::infinity();
+  quantize.qdata = reinterpret_cast<uint8_t*>(memory);
+  quantize.scale = memory + codes / 4;
+  quantize.zero_point = memory + codes / 4 + args.m;
+  quantize.scale_dtype = Dtype::f32;
+  quantize.permute = true;
+  int8_quantize_sm80(quantize, device.stream);
+  device.check_launch();
+
+  args.x = quantize.qdata;
+  args.x_stride = pitch;
+  args.x_scale = memory + codes / 4;
+  args.x_scale_stride = 1;
+  args.x_zero = args.x_scale + args.m;
+  few.mm = many.mm = args;
+  few.workspace = many.workspace = memory + codes / 4 + rows;
+  if (wide)
+    select(kWide, device.capability)(many, device.stream);
+  else
+    select(kSkinny, device.capability)(few, device.stream);
+  device.check_launch();
+}
+
+Tensor int8_int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale,
+                         const std::optional<Tensor>& zero_point, const std::optional<Tensor>& w_sum,
+                         const std::optional<Tensor>& bias, int64_t n, int64_t group_size) {
+  check_value(x.is_cuda(), kOp, "x", "expected the device of packed, ", device_name(packed), ", got ", device_name(x));
+  if (x.dim() > 0) check_group(group_size, x.size(x.dim() - 1), kOp);
+  const OnDevice device(x, kOp);
+  auto run = [&](const PackedMm& args) {
+    check_value(args.k < int64_t{1} << 30, kOp, "x", "expected k below 2^30, got ", args.k);
+    check_value(reinterpret_cast<uintptr_t>(args.packed) % 16 == 0, kOp, "packed",
+                "expected memory aligned to 16 bytes");
+    multiply(args, x, device);
+  };
+  return packed_mm(
+      kOp, {x, packed, scale, zero_point, w_sum, bias}, n, group_size, int4_cuda::kTileK, [&] { return run; },
+      int4_cuda::kTileBytes);
+}
+
+}  // namespace
+}  // namespace aoq
+
+STABLE_TORCH_LIBRARY_IMPL(aoq, CUDA, m) { m.impl("int8_int4_mm", TORCH_BOX(&aoq::int8_int4_mm_cuda)); }

@@ -1,0 +1,112 @@
+"""The CUDA kernels of int8_int4_mm, thread by thread, against fp64 of the quantized x: plans, groups, ragged edges."""
+
+import math
+
+import pytest
+import torch
+from kernel_args import DTYPES, Int4MmCuda, Int4MmWide, PackedMm, Plan, WidePlan
+from test_int4_mm_kernels import Weight
+
+from aoq.ops import int8_quantize
+
+KERNELS = ("int8_int4_mm_sm80", "int8_int4_mm_sm90a")
+WIDE = "int8_int4_mm_wide_sm80"
+# Position p of each sixteen codes holds k of this: core/quantize_rows.h
+ORDER = torch.tensor([2 * (p // 4) + p % 4 // 2 + 8 * (p % 2) for p in range(16)])
+
+
+def run(simt_kernel, kernel, x, weight, bias, mapping, plan, checked=True):
+    (m, k), n = x.shape, weight.n
+    codes, scale, zero = int8_quantize(x, mapping)
+    permuted = torch.nn.functional.pad(codes, (0, -k % 16)).unflatten(1, (-1, 16))[..., ORDER].flatten(1).contiguous()
+    w_sum = weight.exact.sum(1).float()
+    out = torch.full((m, n), math.nan, dtype=x.dtype)
+    workspace = torch.full((16 * m * n + m * (k // 32 + 1) + 4,), math.nan)
+    asymmetric = mapping == "asymmetric"
+    mm = PackedMm(
+        **dict(m=m, n=n, k=k, group=weight.group, x=permuted, x_dtype=DTYPES[x.dtype], x_stride=permuted.shape[1]),
+        **dict(packed=weight.packed, scale=weight.scale, zero_point=weight.zero_point),
+        **dict(scale_dtype=DTYPES[weight.scale.dtype], bias=bias),
+        **dict(bias_dtype=0 if bias is None else DTYPES[bias.dtype], out=out, out_dtype=DTYPES[out.dtype]),
+        **dict(x_asymmetric=asymmetric, w_sum=w_sum, x_zero=zero if asymmetric else None),
+        **dict(x_scale=scale, x_scale_stride=1),
+    )
+    struct = Int4MmWide if kernel == WIDE else Int4MmCuda
+    simt_kernel(kernel, struct)(mm=mm, plan=plan, workspace=workspace)
+    if checked:
+        check(out, codes, scale, zero if asymmetric else torch.zeros_like(scale), weight, w_sum, bias)
+    return out
+
+
+def check(out, codes, scale, zero, weight, w_sum, bias):
+    """Sums of a span are exact; at most k / 8 of them are scaled and added in fp32, then the row's own terms."""
+    x = (codes.double() - zero.double()) * scale.double()
+    expected = x @ weight.exact.t()
+    terms = (codes.double().abs() @ weight.addends.t() + zero.double().abs() * w_sum.double().abs()) * scale.double()
+    rounding = (4 * math.sqrt(weight.k / 8) + 16) * 2.0**-24 * terms
+    # w_sum is fp32
+    rounding = rounding + 2.0**-24 * (zero.double() * scale.double()).abs() * weight.exact.abs().sum(1)
+    if bias is not None:
+        expected = expected + bias.double()
+        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
+    info = torch.finfo(out.dtype)
+    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
+    assert (((out.double() - expected).abs() / allowed) <= 1).all()
+
+
+CASES = [  # n, k, group, mapping, scale dtype, x dtype, mapping of x, m, warps_k, split, chunk
+    (128, 256, 128, "symmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 1, 0, 0, 4096),
+    (70, 640, 128, "hqq", torch.float16, torch.float16, "symmetric", 3, 1, 1, 4096),
+    (33, 576, 64, "asymmetric", torch.bfloat16, torch.float32, "asymmetric", 17, 3, 0, 256),
+    (48, 384, 32, "symmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 11, 1, 0, 4096),
+    (17, 300, 96, "asymmetric", torch.float32, torch.float16, "asymmetric", 33, 2, 1, 128),
+    (40, 200, 8, "asymmetric", torch.float32, torch.bfloat16, "symmetric", 4, 1, 1, 4096),
+    (24, 130, 24, "hqq", torch.bfloat16, torch.float16, "asymmetric", 18, 3, 0, 4096),
+    (5, 7, 7, "asymmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 2, 0, 0, 4096),
+    (1, 1, 1, "symmetric", torch.float32, torch.float16, "symmetric", 1, 0, 0, 4096),
+    (20, 1001, 1001, "asymmetric", torch.float32, torch.bfloat16, "asymmetric", 5, 1, 3, 4096),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_fp64(simt_kernel, kernel, case):
+    *weight, x_dtype, mapping, m, log_warps_k, log_split, chunk = case
+    weight = Weight(*weight)
+    x = (torch.randn(m, weight.k) + 0.5).to(x_dtype)
+    bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
+    tokens = 16 if weight.group < weight.k and weight.group % 32 else 8 if m <= 8 else 16 if m <= 16 else 32
+    plan = Plan(tokens=tokens, log_warps_k=log_warps_k, log_split=log_split, chunk=chunk)
+    run(simt_kernel, kernel, x, weight, bias, mapping, plan)
+
+
+WIDE_CASES = [  # n, k, group, mapping, scale dtype, x dtype, mapping of x, m, tokens, split
+    (128, 256, 128, "symmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 64, 64, 1),
+    (130, 320, 128, "asymmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 130, 128, 1),
+    (36, 576, 64, "hqq", torch.float16, torch.float16, "symmetric", 65, 64, 3),
+    (200, 384, 32, "asymmetric", torch.float32, torch.float32, "asymmetric", 33, 128, 2),
+    (17, 300, 96, "symmetric", torch.bfloat16, torch.float16, "asymmetric", 70, 64, 2),
+    (40, 1001, 1001, "asymmetric", torch.bfloat16, torch.bfloat16, "symmetric", 34, 64, 8),
+    (5, 33, 32, "asymmetric", torch.bfloat16, torch.float16, "asymmetric", 3, 64, 2),
+    (1, 1, 1, "asymmetric", torch.float32, torch.bfloat16, "asymmetric", 1, 64, 1),
+]
+
+
+@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+def test_wide_matches_fp64(simt_kernel, case):
+    *weight, x_dtype, mapping, m, tokens, split = case
+    weight = Weight(*weight)
+    x = (torch.randn(m, weight.k) + 0.5).to(x_dtype)
+    bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
+    run(simt_kernel, WIDE, x, weight, bias, mapping, WidePlan(tokens=tokens, split=split))
+
+
+@pytest.mark.parametrize("kernel", (*KERNELS, WIDE))
+def test_nonfinite_x_stays_in_its_row(simt_kernel, kernel):
+    weight = Weight(40, 130, 64, "asymmetric", torch.bfloat16)
+    plan = WidePlan(tokens=64, split=1) if kernel == WIDE else Plan(tokens=8, log_warps_k=0, log_split=0, chunk=4096)
+    x = torch.randn(3, 130).bfloat16()
+    clean = run(simt_kernel, kernel, x, weight, None, "symmetric", plan)
+    x[1, 129] = math.inf
+    out = run(simt_kernel, kernel, x, weight, None, "symmetric", plan, checked=False)
+    assert out[1].isnan().all() and torch.equal(out[::2], clean[::2])

@@ -1,0 +1,76 @@
+"""int8_int4_mm on CUDA against fp64 of x as int8_quantize quantizes it."""
+
+import math
+
+import pytest
+import torch
+from operands import randn, registered, weight
+
+from aoq import _C
+from aoq.ops import int4_dequantize, int4_unpack_reference, int8_int4_mm, int8_quantize, untile_scale
+
+pytestmark = pytest.mark.skipif(not registered("int8_int4_mm"), reason="int8_int4_mm has no CUDA kernel")
+
+AWKWARD = [
+    *((64, 256, 128), (17, 40, 8), (33, 200, 128), (5, 7, 7), (1, 1, 1)),
+    *((40, 1000, 1000), (48, 576, 64), (80, 96, 48), (136, 1032, 32)),
+]
+MODELS = [(4096, 4096), (28672, 4096), (4096, 14336)]
+
+
+def check(x, parts, n, group, mapping, bias=None):
+    packed, scale, zero = parts
+    k = x.shape[-1]
+    scales = [None if part is None else untile_scale(part, n).double() for part in (scale, zero)]
+    w = int4_dequantize(int4_unpack_reference(packed, n, k), *scales, group, k, torch.float64)
+    w_sum = w.sum(1).float() if mapping == "asymmetric" else None
+    out = int8_int4_mm(x, packed, scale, zero, w_sum, bias, n, group)
+    codes, x_scale, x_zero = (part.double() for part in int8_quantize(x, mapping))
+    x_zero = x_zero if mapping == "asymmetric" else torch.zeros_like(x_scale)
+    expected = ((codes - x_zero) * x_scale) @ w.t()
+    spread = scales[0].repeat_interleave(min(group, k), 1)[:, :k]
+    terms = codes.abs() @ (15 * spread + w.abs()).t() + x_zero.abs() * w.abs().sum(1)
+    rounding = (4 * math.sqrt(k / 8) + 16) * 2.0**-24 * terms * x_scale
+    if bias is not None:
+        expected = expected + bias.double()
+        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
+    info = torch.finfo(out.dtype)
+    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
+    assert out.dtype == x.dtype and out.shape == expected.shape
+    worst = ((out.double() - expected).abs() / allowed).max().item() if out.numel() else 0
+    assert worst <= 1, f"{_C.last_kernel()}: {worst:.2f} times the rounding that the arithmetic allows"
+
+
+@pytest.mark.parametrize("mapping", ("symmetric", "asymmetric"))
+@pytest.mark.parametrize("shape", AWKWARD, ids=str)
+def test_awkward_shapes(sm, shape, mapping):
+    n, k, group = shape
+    for weights in ("symmetric", "asymmetric"):
+        parts = weight(n, k, group, "cuda", weights)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for m in (0, 1, 3, 8, 9, 17, 33, 70):
+                check(randn(m, k, dtype=dtype, seed=m) + 0.5, parts, n, group, mapping, randn(n) if m % 2 else None)
+
+
+@pytest.mark.parametrize("n, k", MODELS)
+def test_shapes_of_models(sm, n, k):
+    parts = weight(n, k, 128, "cuda")
+    for m in (1, 16, 64, 256, 1000):
+        check(randn(m, k, seed=m), parts, n, 128, "asymmetric")
+    assert "_wide_" in _C.last_kernel()
+
+
+def test_any_stride(sm):
+    parts = weight(24, 64, 32, "cuda")
+    rows = randn(6, 128)
+    for x in (rows[:, :64], rows[::2, 64:], rows[:, ::2], rows[:, 1:65]):
+        check(x, parts, 24, 32, "asymmetric")
+
+
+def test_a_row_with_infinity_is_nan_and_no_other(sm):
+    parts = weight(40, 192, 64, "cuda")
+    x = randn(70, 192)
+    clean = int8_int4_mm(x, *parts, None, None, 40, 64)
+    x[1, 5] = math.inf
+    out = int8_int4_mm(x, *parts, None, None, 40, 64)
+    assert out[1].isnan().all() and torch.equal(out[2:], clean[2:])
