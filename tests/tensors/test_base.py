@@ -484,6 +484,19 @@ def test_dtype_is_what_dequantize_returns(config: AOBaseConfig) -> None:
             w.to(dtype)
 
 
+def test_default_dtype_does_not_matter(config: AOBaseConfig) -> None:
+    """Frameworks set it while they load a model."""
+    values = torch.randn(40, 72, dtype=torch.bfloat16)
+    expected = config.quantize(values)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        w = config.quantize(values)
+        again = w.unpack().pack()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(w, expected) and same(again, expected)
+
+
 def test_module_to(config: AOBaseConfig) -> None:
     layers = model(config)
     before = layers[0].weight.clone()

@@ -67,7 +67,7 @@ class Int8Int4Tensor(Int4Tensor):
         assert packed is not None and scale is not None
         if self.act_mapping == "asymmetric":
             n, k = self.weight_shape[-2:]
-            ones = torch.ones(1, k, device=qdata.device)
+            ones = torch.ones(1, k, dtype=torch.float32, device=qdata.device)
             w_sum = int4_mm(ones, packed, scale, zero_point, None, n, self.group_size)[0]
         return [packed, scale, zero_point, w_sum]
 
