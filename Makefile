@@ -1,7 +1,7 @@
 # make demo   the main job on a real chat model: quantize, save, reload, answer; size, quality and speed beside bf16
 # make test   everything that a machine without a GPU can prove
 # make gpu    on a machine with one: its tests, figures of ops and of whole models
-# Also: build, wheel, lint, bench, sanitize, test-integrations, clean. Each makes what it needs, from nothing.
+# Also: build, wheel, lint, bench, bench-vllm, sanitize, test-integrations, clean. Each makes what it needs, from nothing.
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -16,7 +16,7 @@ PYSRC  := $(shell find python -name '*.py' -o -name py.typed)
 variant = $(PIP) install --no-build-isolation --no-deps --upgrade --target build/$(1) \
           -C build-dir=build/cmake-$(1) $(foreach d,$(2),-C cmake.define.$(d)) .
 
-.PHONY: gpu wheel demo test test-integrations lint bench sanitize build clean
+.PHONY: gpu wheel demo test test-integrations lint bench bench-vllm sanitize build clean
 .DEFAULT_GOAL := test
 
 build: build/.installed
@@ -62,14 +62,19 @@ test-framework-%: build/env-%/.ready build/models/SmolLM2-135M-Instruct
 	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/build/env-$*/bin:$$PATH" \
 	  python -m pytest -q -p no:cacheprovider $(wildcard tests/frameworks/test_$*.py tests/frameworks/test_$*_*.py)
 
-# What frameworks pin of torch's siblings is built for CUDA and does not load beside this torch.
+# What frameworks pin of torch's siblings is built for CUDA and does not load beside this torch. NAME.no-deps lists what
+# would bring another torch, or more than its tests take: the rest is in NAME.txt.
 build/env-%/.ready: tests/frameworks/%.txt build/wheel/.ready
 	PYTHON=$(PYTHON) sh scripts/venv.sh build/env-$*
 	build/env-$*/bin/pip --disable-pip-version-check --quiet install "$(TORCH)"
 	build/env-$*/bin/pip --disable-pip-version-check --quiet install pytest hypothesis -r $< build/wheel/*.whl
 	build/env-$*/bin/pip --disable-pip-version-check --quiet install --force-reinstall --no-deps build/wheel/*.whl
 	build/env-$*/bin/pip --quiet uninstall -y torchvision torchaudio torchcodec
+	$(if $(wildcard tests/frameworks/$*.no-deps), \
+	  build/env-$*/bin/pip --disable-pip-version-check --quiet install --no-deps -r tests/frameworks/$*.no-deps)
 	touch $@
+
+$(foreach file,$(wildcard tests/frameworks/*.no-deps),$(eval build/env-$(basename $(notdir $(file)))/.ready: $(file)))
 
 build/wheel/.ready: build/.installed
 	rm -rf build/wheel
@@ -112,6 +117,10 @@ bench: build/env-bench/.ready build/models/SmolLM2-135M-Instruct
 	$(bench) --model build/models/SmolLM2-135M-Instruct --random-model llama-3.2-1b --group-size 64 \
 	  --json docs/benchmarks/models.json
 	build/env-bench/bin/python scripts/benchmark_tables.py
+
+# vLLM under aoq, its own int4, torchao and bf16, then docs/vllm.md's table: about an hour. BENCH_VLLM_ARGS="--only int4" is a part.
+bench-vllm: build/env-vllm/.ready build/models/SmolLM2-135M-Instruct
+	HF_HUB_OFFLINE=1 build/env-vllm/bin/python benchmarks/vllm_throughput.py $(BENCH_VLLM_ARGS)
 
 clean:
 	rm -rf build dist
