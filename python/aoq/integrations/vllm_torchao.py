@@ -24,7 +24,8 @@ from vllm.platforms import current_platform
 
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import is_torchao
-from aoq.integrations.vllm import AoqVllmConfig, Source
+from aoq.integrations.serving import Source
+from aoq.integrations.vllm import AoqVllmConfig
 from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.int4 import Int4WeightOnlyConfig
 
