@@ -337,14 +337,16 @@ class VectorMm {
           next += aoq::kUnitBytes;
         }
 #pragma GCC unroll 8
-        for (int j = 0; j < kSteps; ++j)
+        for (int j = 0; j < kSteps; ++j) {
+          Weight weight[kVectors];
 #pragma GCC unroll 12
-          for (int v = 0; v < kVectors; ++v) {
-            const Weight weight = Engine::decode(raw[v], j);
+          for (int v = 0; v < kVectors; ++v) weight[v] = Engine::decode(raw[v], j);
 #pragma GCC unroll 12
-            for (int r = 0; r < kRows; ++r)
-              sum[j % kChains][r][v] = Engine::dot(sum[j % kChains][r][v], weight, x + j * kRows + r);
-          }
+          for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
+            for (int v = 0; v < kVectors; ++v)
+              sum[j % kChains][r][v] = Engine::dot(sum[j % kChains][r][v], weight[v], x + j * kRows + r);
+        }
       }
 #pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) {
