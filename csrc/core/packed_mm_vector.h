@@ -290,7 +290,7 @@ class VectorMm {
   template <int kVectors, int kRows>
   void fused(const Pass& pass, int64_t row) const {
     const int64_t panel = pass.panel;
-    constexpr int kChains = kRows <= 2 ? 4 : kRows <= 4 ? 2 : 1;  // enough independent sums to hide latency
+    constexpr int kChains = kRows <= 2 ? 4 : kRows <= 6 ? 2 : 1;  // enough independent sums to hide latency
     const uint8_t* stream[kVectors];
     Vec total[kRows][kVectors];
     for (int v = 0; v < kVectors; ++v) stream[v] = codes(2 * panel + v);
