@@ -338,7 +338,7 @@ void run(const Args& args, CudaStream stream) {
 
 // Every instance for x of this kind.
 template <class X>
-void run(const PackedMm& p, const Plan& plan, float* x_sums, CudaStream stream) {
+void run_as(const PackedMm& p, const Plan& plan, float* x_sums, CudaStream stream) {
   const int64_t pitch = sums_pitch(p.m);
   const Args args{p, plan, x_sums, pitch, row_tiles(plan, p.n), token_tiles(plan, p.m)};
   auto with = [&](auto span, auto zero) {
@@ -364,7 +364,8 @@ void run(const PackedMm& p, const Plan& plan, float* x_sums, CudaStream stream) 
 }
 
 // int4_mm; workspace as workspace_of says.
-inline void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+template <class = void>
+void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
   const bool f32 = p.x_dtype == Dtype::f32, copies = needs_copy(p);
   const int planes = f32 ? kPlanes : 1;
   const Workspace at = workspace_of({p.m, p.n, p.k, p.group}, planes, copies, p.zero_point);
@@ -383,10 +384,16 @@ inline void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStrea
     mm.out_dtype = Dtype::f32;
   }
   if (mm.x_dtype == Dtype::f16)
-    run<ptx::F16>(mm, plan, workspace + at.x_sum, stream);
+    run_as<ptx::F16>(mm, plan, workspace + at.x_sum, stream);
   else
-    run<ptx::Bf16>(mm, plan, workspace + at.x_sum, stream);
+    run_as<ptx::Bf16>(mm, plan, workspace + at.x_sum, stream);
   if (f32) add(p, workspace, planes, stream);
+}
+
+// int8_int4_mm: p.x holds codes in the order of quantized_k, rows of whole sixteens.
+template <class = void>
+void run_int8(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+  run_as<ptx::S8>(p, plan, workspace + workspace_of({p.m, p.n, p.k, p.group, 1}, 1, false, p.zero_point).x_sum, stream);
 }
 
 }  // namespace

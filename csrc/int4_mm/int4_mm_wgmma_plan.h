@@ -135,10 +135,11 @@ constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& dev
   const int64_t blocks = row_tiles(plan, shape.n) * token_tiles(plan, shape.m) * plan.split;
   const int64_t waves = ceil_div(blocks, device.multiprocessors);
   const double busy = static_cast<double>(blocks < device.multiprocessors ? blocks : device.multiprocessors);
-  // A step: 2048 products a clock and multiprocessor; or instructions, two warps a
-  // scheduler: decoding, a multiply-add a sum and span, and around them.
+  // A step: 2048 products a clock and multiprocessor, of bytes twice as many; or instructions, two warps a scheduler:
+  // decoding, a multiply-add a sum and span (of bytes also a conversion), and around them.
   const double products = rows * tokens * kStepK * x_bytes / 2 / (2048 * kClock);
-  const double instructions = 2 * (plan.halves * (90 + spans * (16 + tokens / 2)) + 50) / kClock;
+  const double decoding = 45 * x_bytes, scaling = spans * (16 + tokens / x_bytes);
+  const double instructions = 2 * (plan.halves * (decoding + scaling) + 50) / kClock;
   // Its bytes: weights from memory once for the tiles of tokens that run together, all from L2.
   const int64_t in_turn = token_tiles(plan, shape.m);
   const double together = static_cast<double>(in_turn < kTokensInTurn ? in_turn : kTokensInTurn);

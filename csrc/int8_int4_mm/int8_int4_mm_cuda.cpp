@@ -21,19 +21,29 @@ constexpr CudaKernel<Int4MmCudaKernel> kSkinny[] = {
 constexpr CudaKernel<Int4MmWideKernel> kWide[] = {
 #include "int8_int4_mm/kernels_wide_cuda.inc"
 };
+constexpr CudaKernel<Int4MmWgmmaKernel> kWgmma[] = {
+#include "int8_int4_mm/kernels_wgmma_cuda.inc"
+};
 #undef AOQ_KERNEL
-const bool kRegistered = register_cuda_op(kOp, kSkinny, kWide);
+const bool kRegistered = register_cuda_op(kOp, kSkinny, kWide, kWgmma);
 
 // Quantizes args' x, then multiplies.
 void multiply(PackedMm args, const Tensor& x, const OnDevice& device) {
   const Shape shape{args.m, args.n, args.k, args.group, 1};
   const Device model = device_of(x, device.capability, kOp);
-  const bool zero = args.zero_point, wide = int4_wide::pays(shape, model, zero);
+  const bool zero = args.zero_point;
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(args.scale) | reinterpret_cast<uintptr_t>(args.zero_point)) % 16 == 0;
+  const bool wgmma = allowed(Sm::sm90a, device.capability) && aligned && int4_wgmma::pays(shape, model, zero);
+  const bool wide = !wgmma && int4_wide::pays(shape, model, zero);
   Int4MmCuda few{args, int4_skinny::choose(shape, model), nullptr};
   Int4MmWide many{args, int4_wide::choose(shape, model), nullptr};
-  const int64_t floats = wide ? int4_wide::workspace_of(many.plan, shape, 1, false, zero).end
-                              : int4_skinny::workspace_floats(few.plan, allowed(Sm::sm90a, device.capability), false,
-                                                              args.m, args.n, args.k);
+  const int scale_bytes = args.scale_dtype == Dtype::f32 ? 4 : 2;
+  Int4MmWgmma hopper{args, int4_wgmma::choose(shape, model, zero, scale_bytes), nullptr};
+  const int64_t floats = wgmma  ? int4_wgmma::workspace_of(shape, 1, false, zero).end
+                         : wide ? int4_wide::workspace_of(many.plan, shape, 1, false, zero).end
+                                : int4_skinny::workspace_floats(few.plan, allowed(Sm::sm90a, device.capability), false,
+                                                                args.m, args.n, args.k);
 
   // One allocation: codes, which are whole sixteens, scales and zero points of rows, sums.
   const int64_t pitch = ceil_div(args.k, 16) * 16, codes = args.m * pitch;
@@ -63,9 +73,11 @@ void multiply(PackedMm args, const Tensor& x, const OnDevice& device) {
   args.x_scale = memory + codes / 4;
   args.x_scale_stride = 1;
   args.x_zero = args.x_scale + args.m;
-  few.mm = many.mm = args;
-  few.workspace = many.workspace = memory + codes / 4 + rows;
-  if (wide)
+  few.mm = many.mm = hopper.mm = args;
+  few.workspace = many.workspace = hopper.workspace = memory + codes / 4 + rows;
+  if (wgmma)
+    select(kWgmma, device.capability)(hopper, device.stream);
+  else if (wide)
     select(kWide, device.capability)(many, device.stream);
   else
     select(kSkinny, device.capability)(few, device.stream);

@@ -14,4 +14,8 @@ namespace aoq {
 #include "int8_int4_mm/kernels_wide_cuda.inc"
 #undef AOQ_KERNEL
 
+#define AOQ_KERNEL(sm, function) void function(const Int4MmWgmma&, CudaStream);
+#include "int8_int4_mm/kernels_wgmma_cuda.inc"
+#undef AOQ_KERNEL
+
 }  // namespace aoq

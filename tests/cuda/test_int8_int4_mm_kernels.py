@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, Int4MmCuda, Int4MmWide, PackedMm, Plan, WidePlan
+from kernel_args import DTYPES, Int4MmCuda, Int4MmWgmma, Int4MmWide, PackedMm, Plan, WgmmaPlan, WidePlan
 from test_int4_mm_kernels import Weight
 
 from aoq.ops import int8_quantize
 
 KERNELS = ("int8_int4_mm_sm80", "int8_int4_mm_sm90a")
-WIDE = "int8_int4_mm_wide_sm80"
+WIDE, WGMMA = "int8_int4_mm_wide_sm80", "int8_int4_mm_wgmma_sm90a"
 # Position p of each sixteen codes holds k of this: core/quantize_rows.h
 ORDER = torch.tensor([2 * (p // 4) + p % 4 // 2 + 8 * (p % 2) for p in range(16)])
 
@@ -21,7 +21,7 @@ def run(simt_kernel, kernel, x, weight, bias, mapping, plan, checked=True):
     permuted = torch.nn.functional.pad(codes, (0, -k % 16)).unflatten(1, (-1, 16))[..., ORDER].flatten(1).contiguous()
     w_sum = weight.exact.sum(1).float()
     out = torch.full((m, n), math.nan, dtype=x.dtype)
-    workspace = torch.full((16 * m * n + m * (k // 32 + 1) + 4,), math.nan)
+    workspace = torch.full((16 * m * n + (m + 128) * (k // 32 + 4) + 4,), math.nan)
     asymmetric = mapping == "asymmetric"
     mm = PackedMm(
         **dict(m=m, n=n, k=k, group=weight.group, x=permuted, x_dtype=DTYPES[x.dtype], x_stride=permuted.shape[1]),
@@ -31,7 +31,7 @@ def run(simt_kernel, kernel, x, weight, bias, mapping, plan, checked=True):
         **dict(x_asymmetric=asymmetric, w_sum=w_sum, x_zero=zero if asymmetric else None),
         **dict(x_scale=scale, x_scale_stride=1),
     )
-    struct = Int4MmWide if kernel == WIDE else Int4MmCuda
+    struct = {WIDE: Int4MmWide, WGMMA: Int4MmWgmma}.get(kernel, Int4MmCuda)
     simt_kernel(kernel, struct)(mm=mm, plan=plan, workspace=workspace)
     if checked:
         check(out, codes, scale, zero if asymmetric else torch.zeros_like(scale), weight, w_sum, bias)
@@ -101,10 +101,34 @@ def test_wide_matches_fp64(simt_kernel, case):
     run(simt_kernel, WIDE, x, weight, bias, mapping, WidePlan(tokens=tokens, split=split))
 
 
-@pytest.mark.parametrize("kernel", (*KERNELS, WIDE))
+WGMMA_CASES = [  # n, k, group, mapping, scale dtype, x dtype, mapping of x, m, tokens, halves, split
+    (128, 256, 128, "symmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 64, 64, 1, 1),
+    (300, 520, 128, "asymmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 70, 64, 2, 1),
+    (260, 1000, 64, "hqq", torch.float32, torch.float16, "symmetric", 130, 128, 2, 2),
+    (530, 416, 32, "asymmetric", torch.bfloat16, torch.float32, "asymmetric", 100, 64, 4, 2),
+    (40, 1001, 1001, "asymmetric", torch.float16, torch.bfloat16, "symmetric", 34, 128, 1, 8),
+    (5, 33, 32, "asymmetric", torch.bfloat16, torch.float16, "asymmetric", 3, 32, 2, 1),
+    (1, 1, 1, "asymmetric", torch.float32, torch.bfloat16, "asymmetric", 1, 64, 1, 1),
+]
+
+
+@pytest.mark.parametrize("case", WGMMA_CASES, ids=str)
+def test_wgmma_matches_fp64(simt_kernel, case):
+    *weight, x_dtype, mapping, m, tokens, halves, split = case
+    weight = Weight(*weight)
+    x = (torch.randn(m, weight.k) + 0.5).to(x_dtype)
+    bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
+    plan = WgmmaPlan(tokens=tokens, halves=halves, split=split, stages=3)
+    run(simt_kernel, WGMMA, x, weight, bias, mapping, plan)
+
+
+@pytest.mark.parametrize("kernel", (*KERNELS, WIDE, WGMMA))
 def test_nonfinite_x_stays_in_its_row(simt_kernel, kernel):
     weight = Weight(40, 130, 64, "asymmetric", torch.bfloat16)
-    plan = WidePlan(tokens=64, split=1) if kernel == WIDE else Plan(tokens=8, log_warps_k=0, log_split=0, chunk=4096)
+    plan = {
+        WIDE: WidePlan(tokens=64, split=1),
+        WGMMA: WgmmaPlan(tokens=64, halves=1, split=1, stages=3),
+    }.get(kernel, Plan(tokens=8, log_warps_k=0, log_split=0, chunk=4096))
     x = torch.randn(3, 130).bfloat16()
     clean = run(simt_kernel, kernel, x, weight, None, "symmetric", plan)
     x[1, 129] = math.inf

@@ -185,6 +185,20 @@ def test_int8_int4_mm(tmp_path, sm, cluster):
     assert arithmetic / weights <= 1.0, opcodes
 
 
+def test_int8_int4_mm_wgmma(tmp_path):
+    source = (ROOT / "csrc/int8_int4_mm/int8_int4_mm_wgmma_sm90a.cu").read_text()
+    kernels = Kernels(tmp_path, source, "90a")
+    multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
+    assert len(multiply) == 6 * 3 * 2 and all(registers == 168 for registers, _ in multiply.values()), multiply
+    spilled = {name: stack for name, (_, stack) in multiply.items() if stack}
+    # 512 rows x 64 tokens keep five registers in memory, once a stage.
+    assert len(spilled) <= 1 and all("ELi64ELi4ELi128ELb0" in name and spilled[name] <= 64 for name in spilled), spilled
+    body = kernels.loop("S8ELi128ELi2ELi128ELb0", "IGMMA")
+    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
+    # Half of int4_mm's multiplications, the same sums; while the tensor cores multiply for 1024 clocks.
+    assert opcodes["IGMMA"] == 16 and opcodes["FFMA"] == 128 and 2 * len(body) <= 1024, opcodes
+
+
 def test_quantizers_have_no_spills(tmp_path):
     kernels = Kernels(tmp_path, QUANTIZE, "90", "-fmad=false")
     assert all(stack == 0 for name, (_, stack) in kernels.resources.items() if "quantize" in name), kernels.resources
