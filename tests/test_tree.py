@@ -45,13 +45,13 @@ def test_an_op_is_one_folder_one_file_one_test(op):
 def test_a_kernel_is_its_file_and_one_line(op):
     cpu, tables = support_matrix.kernels(op), support_matrix.cuda_tables(op)
     cuda = [(table[len("kernels") : -len("_cuda.inc")], support_matrix.kernels(op, table)) for table in tables]
-    op = {"fp8_mm": "fp8_weight_mm"}.get(op, op)  # runs the other's kernels
-    for listed, suffix, targets in (([("", cpu)], "cpp", ISAS), (cuda, "cu", SMS)):
+    on_cpu = {"fp8_mm": "fp8_weight_mm"}.get(op, op)  # runs the other's kernels
+    for owner, listed, suffix, targets in ((on_cpu, [("", cpu)], "cpp", ISAS), (op, cuda, "cu", SMS)):
         for plan, table in listed:
-            assert all(re.fullmatch(rf"{op}{plan}_(\w+_)?{target}", name) for target, name in table)
+            assert all(re.fullmatch(rf"{owner}{plan}_(\w+_)?{target}", name) for target, name in table)
             order = [target for target, _ in table]
-            assert order == [target for target in targets if target in order], "best first"
-        files = {path.stem for path in CSRC.glob(f"{op}/{op}_*.{suffix}")} - {f"{op}_cuda"}
+            assert order == sorted(order, key=targets.index), "best first"
+        files = {path.stem for path in CSRC.glob(f"{owner}/{owner}_*.{suffix}")} - {f"{owner}_cuda"}
         assert files == {name for _, table in listed for _, name in table}
     assert cpu[-1][0] == "ref"
     assert (CSRC / op / f"{op}_cuda.cpp").exists() or not cuda, "CUDA kernels have an entry"

@@ -20,7 +20,7 @@ inline Tensor as_contiguous(const Tensor& tensor) {
 }
 
 // Calls `kernel()` for the kernel to run, unless x has no rows. `group` 0 means all of k; `unit_k` is a unit's columns,
-// `unit_bytes` its bytes.
+// `unit_bytes` its bytes; `unit_k` 0 means rows of bytes, as int8_pack makes them on CUDA.
 template <class Select>
 Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t group, int64_t unit_k, Select kernel,
                  int64_t unit_bytes = kUnitBytes) {
@@ -34,9 +34,15 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t gro
   args.group = group ? group : args.k;
   args.x_dtype = float_dtype(x.scalar_type(), op, "x");
   args.scale_dtype = float_dtype(t.scale.scalar_type(), op, "scale");
-  check_uint8(t.packed, op, "packed");
   const int64_t blocks = ceil_div(n, kUnitN), groups = ceil_div(args.k, args.group);
-  check_shape(t.packed, {blocks, ceil_div(args.k, unit_k), unit_bytes}, op, "packed");
+  if (unit_k) {
+    check_uint8(t.packed, op, "packed");
+    check_shape(t.packed, {blocks, ceil_div(args.k, unit_k), unit_bytes}, op, "packed");
+  } else {
+    check_type(t.packed.scalar_type() == ScalarType::Char, op, "packed", "expected int8, got ",
+               dtype_name(t.packed.scalar_type()));
+    check_shape(t.packed, {blocks, kUnitN, ceil_div(args.k, 16) * 16}, op, "packed");
+  }
   check_shape(t.scale, {blocks, groups, kUnitN}, op, "scale");
   check_same_device(t.packed, x, op, "packed");
   check_same_device(t.scale, x, op, "scale");

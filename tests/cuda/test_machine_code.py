@@ -199,6 +199,20 @@ def test_int8_int4_mm_wgmma(tmp_path):
     assert opcodes["IGMMA"] == 16 and opcodes["FFMA"] == 128 and 2 * len(body) <= 1024, opcodes
 
 
+@pytest.mark.parametrize("sm", ("80", "90"))
+def test_fp8_weight_mm(tmp_path, sm):
+    """Two blocks a multiprocessor; of e4m3 and bf16 six operations for two weights, one of them a multiply-add."""
+    kernels = Kernels(tmp_path, (ROOT / "csrc/fp8_weight_mm/fp8_weight_mm_sm80.cu").read_text(), sm)
+    multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
+    assert len(multiply) == 12 and all(used[0] <= 128 and used[1] == 0 for used in multiply.values()), multiply
+    body = kernels.loop("Bf16ELb0ELi8E")
+    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
+    wide = sum(line.startswith("LDG.E") and ".128" in line for line in body)
+    weights = 16 * wide
+    assert wide == 16 and opcodes["HMMA"] == weights / 8 and opcodes["HFMA2"] + opcodes["HMUL2"] >= weights / 2
+    assert not opcodes["LDL"] + opcodes["STL"] + opcodes["STS"] + opcodes["BAR"]
+
+
 def test_quantizers_have_no_spills(tmp_path):
     kernels = Kernels(tmp_path, QUANTIZE, "90", "-fmad=false")
     assert all(stack == 0 for name, (_, stack) in kernels.resources.items() if "quantize" in name), kernels.resources

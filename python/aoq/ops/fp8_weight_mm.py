@@ -27,7 +27,7 @@ def fp8_weight_mm(
 
     Args:
         x: [..., k] bf16, fp16 or fp32, any strides; zero rows are fine.
-        packed: uint8 [ceil(n / 16), ceil(k / 4), 64]: `int8_pack` of the codes viewed as int8.
+        packed: `int8_pack` of the codes viewed as int8, in the layout of its device. On CUDA codes have to be finite.
         scale: [ceil(n / 16), 1, 16] from `tile_scale`, bf16, fp16 or fp32.
         bias: [n] bf16, fp16 or fp32, or None.
         n: rows of the weight.

@@ -21,6 +21,11 @@ def packed_shape(n: int, k: int, device: torch.device) -> tuple[int, int, int]:
     return tiles, (k + TILE_K - 1) // TILE_K, 64
 
 
+def packed_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of what `int8_pack` makes on `device`."""
+    return torch.int8 if device.type == "cuda" else torch.uint8
+
+
 @raises_typed
 def int8_pack(qdata: Tensor) -> Tensor:
     """Packs plain int8 codes for the kernels of their device. `int8_unpack` is the exact inverse.
@@ -46,8 +51,8 @@ def int8_pack(qdata: Tensor) -> Tensor:
 
 @torch.library.register_fake("aoq::int8_pack")  # type: ignore[untyped-decorator]
 def _(qdata: Tensor) -> Tensor:
-    dtype = torch.int8 if qdata.is_cuda else torch.uint8
-    return qdata.new_empty(packed_shape(*qdata.shape, qdata.device), dtype=dtype)  # type: ignore[call-arg]
+    device = qdata.device
+    return qdata.new_empty(packed_shape(*qdata.shape, device), dtype=packed_dtype(device))  # type: ignore[call-arg]
 
 
 def int8_pack_reference(qdata: Tensor, device: torch.device | None = None) -> Tensor:

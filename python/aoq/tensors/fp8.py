@@ -14,7 +14,7 @@ from aoq.config import AOBaseConfig, Granularity, PerRow, PerTensor
 from aoq.ops.fp8_mm import fp8_mm
 from aoq.ops.fp8_quantize import FP8_DTYPES, fp8_dequantize, fp8_quantize
 from aoq.ops.fp8_weight_mm import fp8_weight_mm
-from aoq.ops.int8_pack import int8_pack, packed_shape
+from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
 from aoq.ops.int8_unpack import int8_rows, int8_unpack
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
 from aoq.tensors.base import ACTIVATION_DTYPES, check_weight, dtype_name
@@ -122,8 +122,8 @@ class Float8Tensor(TiledTensor):
     packing "plain" (checkpoints, slices, any device):
         qdata: fp8 [..., n, k].
         scale: [..., n, 1], all alike for a scale per tensor.
-    packing "tiled" (what the CPU kernels read):
-        qdata: uint8 [..., ceil(n / 16), ceil(k / 4), 64], `int8_pack` of the codes as int8.
+    packing "tiled" (what the device's kernels read):
+        qdata: [..., *packed_shape(n, k, device)], `int8_pack` of the codes as int8.
         scale: [..., ceil(n / 16), 1, 16] from `tile_scale`.
 
     Slices along k share the scales of the whole rows, so nothing can be copied into them.
@@ -164,7 +164,7 @@ class Float8Tensor(TiledTensor):
         else:
             qdata, scale = (*lead, k), (*lead, 1)
         return {
-            "qdata": (qdata, (torch.uint8 if self.packed else self.code_dtype,)),
+            "qdata": (qdata, (packed_dtype(self.device) if self.packed else self.code_dtype,)),
             "scale": (scale, ACTIVATION_DTYPES),
         }
 
