@@ -33,6 +33,7 @@ build/.installed: $(VENV)/.ready $(CSRC) $(PYSRC)
 
 build/.test-tools: $(VENV)/.ready build/.installed
 	$(PIP) install --no-build-isolation '.[test,lint]'
+	$(PIP) install --no-deps 'nvidia-cuda-cuobjdump<14' 'nvidia-cuda-nvdisasm<14'  # to look at what nvcc made
 	touch $@
 
 build/.emulated: build/.installed

@@ -21,15 +21,20 @@ set(AOQ_GENCODE_sm89  89:sm_89 90:sm_90,compute_90)
 set(AOQ_GENCODE_sm90a 90a:sm_90a)
 set(AOQ_SMS sm80 sm89 sm90a)
 
-foreach(suffix ${AOQ_SMS})
-  set(flags)
-  foreach(gencode ${AOQ_GENCODE_${suffix}})
-    string(REGEX REPLACE "(.*):(.*)" "-gencode=arch=compute_\\1,code=[\\2]" flag ${gencode})
-    list(APPEND flags ${flag})
-  endforeach()
-  file(GLOB files CONFIGURE_DEPENDS csrc/*/*_${suffix}.cu)
+# Instances of CUTLASS take long to compile: one binary for all of 8.x.
+set(AOQ_GENCODE_cutlass_sm80 80:sm_80 90:sm_90,compute_90)
+
+function(aoq_gencode gencodes files)
+  string(REGEX REPLACE "([^;]+):([^;]+)" "-gencode=arch=compute_\\1,code=[\\2]" flags "${gencodes}")
   set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${flags}")
+endfunction()
+
+foreach(suffix ${AOQ_SMS})
+  file(GLOB files CONFIGURE_DEPENDS csrc/*/*_${suffix}.cu)
+  aoq_gencode("${AOQ_GENCODE_${suffix}}" "${files}")
 endforeach()
+file(GLOB files CONFIGURE_DEPENDS csrc/*/*_cutlass_*_sm80.cu)
+aoq_gencode("${AOQ_GENCODE_cutlass_sm80}" "${files}")
 
 # Quantizers give the bits that they give on the CPU: no contraction there either.
 file(GLOB files CONFIGURE_DEPENDS csrc/*_quantize/*.cu)

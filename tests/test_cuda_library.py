@@ -17,6 +17,8 @@ LIBRARY = Path(_C.__file__).with_name("libaoq_cuda.so")
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"CUDA kernels: {_C.build_info()['cuda']}")
 
 WITHOUT_KERNELS = ("int8_pack", "int8_unpack")  # torch's own copies
+CUTLASS = not _C.build_info()["cutlass"].startswith("no")
+MADE_WITH_CUTLASS = {"int8_mm": 80, "fp8_mm": 89}  # and the compute capability that they need
 
 REGISTERED = """
 import json, torch, aoq
@@ -52,9 +54,24 @@ def test_ops_register(registered):
 
 
 def test_every_op_runs_from_compute_capability_8_on(registered):
+    left_out = set() if CUTLASS else set(MADE_WITH_CUTLASS)
     for capability in (80, 90, 120):
-        assert {op for op, kernels in registered(capability).items() if not kernels} == set(WITHOUT_KERNELS)
+        fp8 = {"fp8_mm"} if capability < 89 else set()  # tensor cores multiply fp8 from 8.9 on
+        without = {op for op, kernels in registered(capability).items() if not kernels}
+        assert without == set(WITHOUT_KERNELS) | left_out | fp8
     assert not any(registered(75).values())
+
+
+def test_kernels_made_with_cutlass(registered):
+    for op, least in MADE_WITH_CUTLASS.items():
+        for capability in (80, 89, 90, 120):
+            names = registered(capability)[op]
+            assert bool(names) == (CUTLASS and capability >= least)
+            assert all("_cutlass_" in name for name in names)
+
+
+def test_it_is_not_too_large():
+    assert LIBRARY.stat().st_size < 60e6
 
 
 def test_hopper_kernels_run_on_hopper_alone(registered):
@@ -64,6 +81,7 @@ def test_hopper_kernels_run_on_hopper_alone(registered):
 
 def test_aoq_sm_limits_what_is_chosen(registered):
     assert all(name.endswith("sm80") for names in registered(90, "sm80").values() for name in names)
+    assert not any(name.endswith("sm90a") for names in registered(90, "sm89").values() for name in names)
     done = run("import aoq", AOQ_SM="sm70")
     assert done.returncode != 0
     assert "AOQ_SM=sm70 is not an architecture that aoq has kernels for: sm80, sm89, sm90a" in done.stderr

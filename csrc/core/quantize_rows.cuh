@@ -242,6 +242,11 @@ struct Quantizer<Codes::e4m3> : Fp8Quantizer<E4m3> {};
 template <>
 struct Quantizer<Codes::e5m2> : Fp8Quantizer<E5m2> {};
 
+// From one row of codes to the next.
+__device__ inline int64_t code_pitch(const QuantizeRows& p) {
+  return p.permute || p.padded ? ceil_div(p.k, 16) * 16 : p.k;
+}
+
 // Eight codes, in order or with those of the other half of their sixteen in the order of quantized_k: then they lie
 // k, k + 8 beside each other, and lane pairs swap halves. All threads of a warp take part.
 template <Codes kCodes, bool kWhole>
@@ -254,9 +259,8 @@ __device__ inline void store_codes(const QuantizeRows& p, uint8_t* row, int64_t 
     const int code = Quantizer<kCodes>::code(values.value[e], scale);
     word[e / 4] |= (real ? static_cast<uint32_t>(code) & 255 : 0) << 8 * (e % 4);
   }
-  int64_t pitch = p.k;
+  const int64_t pitch = code_pitch(p);
   if (p.permute) {
-    pitch = ceil_div(p.k, 16) * 16;
     const bool upper = eight % 2;
     const uint32_t given = upper ? word[0] : word[1];
     const uint32_t other = __shfl_xor_sync(~0u, given, 1);
@@ -297,6 +301,7 @@ __device__ inline void sum_groups(const QuantizeRows& p, const uint8_t* row, flo
 
 template <RowSource kSource, Codes kCodes, int kEights>
 __global__ void __launch_bounds__(kSumThreads) quantize(const QuantizeRows p) {
+  ptx::start_kernel_after();  // one that waits by itself for what this one writes
   const int64_t row = blockIdx.x;
   constexpr bool kWhole = kEights > 0;
   Source<kSource, kWhole> source(p, row);
@@ -342,7 +347,7 @@ __global__ void __launch_bounds__(kSumThreads) quantize(const QuantizeRows p) {
       if (p.asymmetric) store_float(p.zero_point, p.scale_dtype, row, scale.zero_point);
     }
   }
-  uint8_t* const codes = p.qdata + row * (p.permute ? ceil_div(p.k, 16) * 16 : p.k);
+  uint8_t* const codes = p.qdata + row * code_pitch(p);
   each(load_values,
        [&](int64_t eight, const Eight& values) { store_codes<kCodes, kWhole>(p, codes, eight, values, scale); });
   if (p.group_sum) sum_groups<kCodes>(p, codes, p.group_sum + row * ceil_div(p.k, p.sum_group));

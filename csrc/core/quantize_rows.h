@@ -37,11 +37,12 @@ struct QuantizeRows {
   bool asymmetric;    // int8 only
   bool per_tensor;    // one scale for all rows; fp8 only
   float lb, ub;       // of absmax; fp8 only
-  uint8_t* qdata;     // [m][k], or [m][k rounded up to 16] when permuted
+  uint8_t* qdata;     // [m][k], or [m][k rounded up to 16] when permuted or padded
   void* scale;        // [m], or [1] per tensor
   void* zero_point;   // [m]; written when asymmetric
   Dtype scale_dtype;  // of both
   bool permute;       // each 16 codes of a row in the order of quantized_k below, padded with zeros
+  bool padded;        // rows are a multiple of 16 long, with zeros at the end; on CUDA
   float* group_sum;   // [m][ceil(k / sum_group)], the exact sums of codes, rounded once; or null
   int64_t sum_group;
 

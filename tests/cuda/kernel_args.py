@@ -38,6 +38,7 @@ class QuantizeRows(Args):
         *(("codes", ctypes.c_int8), ("asymmetric", ctypes.c_bool), ("per_tensor", ctypes.c_bool)),
         *(("lb", ctypes.c_float), ("ub", ctypes.c_float), ("qdata", POINTER), ("scale", POINTER)),
         *(("zero_point", POINTER), ("scale_dtype", ctypes.c_int8), ("permute", ctypes.c_bool)),
+        ("padded", ctypes.c_bool),
         *(("group_sum", POINTER), ("sum_group", I64), ("workspace", POINTER)),
     )
 

@@ -1,6 +1,7 @@
 """What nvcc makes of the CUDA kernels that decide speed: registers, no spills, wide loads, instructions a weight."""
 
 import collections
+import importlib.util
 import os
 import re
 import shutil
@@ -9,18 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from aoq import _C
+
 ROOT = Path(__file__).parents[2]
 
 
 def tool(name):
-    """A CUDA program: on PATH, in CUDA's folder, or in triton's wheel."""
+    """A CUDA program: on PATH, in CUDA's folder, or in the wheel of its name (cuobjdump runs nvdisasm)."""
     folders = [os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
-    try:
-        import triton
-
-        folders.append(str(Path(triton.__file__).parent / "backends/nvidia/bin"))
-    except ImportError:
-        pass
+    wheels = importlib.util.find_spec("nvidia.cu13")
+    if wheels is not None:
+        folders += [f"{folder}/bin" for folder in wheels.submodule_search_locations or ()]
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
 
 
@@ -216,3 +216,69 @@ def test_fp8_weight_mm(tmp_path, sm):
 def test_quantizers_have_no_spills(tmp_path):
     kernels = Kernels(tmp_path, QUANTIZE, "90", "-fmad=false")
     assert all(stack == 0 for name, (_, stack) in kernels.resources.items() if "quantize" in name), kernels.resources
+
+
+# ---- kernels made with CUTLASS: as they are in the library, because they take long to compile
+
+
+@pytest.fixture(scope="module")
+def disassembler():
+    """`disassembler(*arguments)`: what cuobjdump says of libaoq_cuda."""
+    if _C.build_info()["cutlass"].startswith("no"):
+        pytest.skip(_C.build_info()["cutlass"])
+    if CUOBJDUMP is None:
+        pytest.skip("no cuobjdump")
+    library = Path(_C.__file__).with_name("libaoq_cuda.so")
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(CUOBJDUMP).parent), os.environ["PATH"]])}
+
+    def run(*arguments):
+        command = [CUOBJDUMP, *arguments, library]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=900).stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def dense_kernels(disassembler):
+    """(architecture, mangled name, bytes on the stack) of each kernel of int8_mm and fp8_mm."""
+    found = []
+    for binary in disassembler("-res-usage").split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"arch = (\S+)", binary)[1]
+        each = re.findall(r"Function (\S+):\s+REG:\d+ STACK:(\d+)", binary)
+        found += [(architecture, name, int(stack)) for name, stack in each if "aoq" in name and "cutlass" in name]
+    return [kernel for kernel in found if re.search(r"\d(Finish|FinishAndStore)I", kernel[1])]
+
+
+def test_dense_matmuls_have_no_spills(dense_kernels):
+    assert {architecture for architecture, *_ in dense_kernels} == {"sm_80", "sm_89", "sm_90", "sm_90a"}
+    assert sum(architecture == "sm_90a" for architecture, *_ in dense_kernels) == 10
+    assert not [kernel for kernel in dense_kernels if kernel[2]]
+
+
+def test_dense_matmuls_use_the_tensor_cores_of_their_architecture(dense_kernels, disassembler):
+    """wgmma on Hopper, mma.sync on Ampere and Ada. Hopper's mma.sync has no fp8: there, codes are widened to fp16."""
+
+    def kind_of(name):
+        return "fp8" if "float_e" in name else "int8"
+
+    chosen = {}
+    for architecture, name, _ in dense_kernels:
+        chosen.setdefault((architecture, kind_of(name)), name)
+    code = disassembler("-sass", "-fun", ",".join(sorted(set(chosen.values()))))
+    opcodes = {}
+    for binary in code.split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"arch = (\S+)", binary)[1]
+        for function in binary.split("Function : ")[1:]:
+            kind = architecture, kind_of(function.partition("\n")[0])
+            opcodes.setdefault(kind, set()).update(re.findall(r"\b[A-Z]*MMA\.[\w.]+", function))
+    expected = {
+        ("sm_90a", "fp8"): "QGMMA.64",
+        ("sm_90a", "int8"): "IGMMA.64",
+        ("sm_80", "int8"): "IMMA.16832.S8.S8",
+        ("sm_89", "fp8"): "QMMA.16832.F32.E",
+        ("sm_90", "int8"): "IMMA.16832.S8.S8",
+        ("sm_90", "fp8"): "HMMA.16816.F32",
+    }
+    assert set(opcodes) == set(expected)
+    for kind, opcode in expected.items():
+        assert opcodes[kind] and all(name.startswith(opcode) for name in opcodes[kind]), (kind, opcodes[kind])

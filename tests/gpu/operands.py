@@ -3,12 +3,18 @@
 import torch
 
 import aoq
-from aoq.ops import int4_pack, int4_quantize, int8_pack, tile_scale
+from aoq import _C
+from aoq.ops import fp8_quantize, int4_pack, int4_quantize, int8_pack, int8_quantize, tile_scale
 
 
 def registered(op):
     """Whether `op` runs on CUDA."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"aoq::{op}", "CUDA")
+
+
+def runs(op):
+    """Whether `op` has a kernel for this device that AOQ_SM allows, or does with torch's own."""
+    return registered(op) and (op in ("int8_pack", "int8_unpack") or bool(_C.cuda_kernels(op, capability())))
 
 
 def capability():
@@ -47,6 +53,19 @@ def of_format(op, w):
         "fp8_mm": lambda: (w.qdata, w.scale, None, n, w.code_dtype, w.act_dtype, w.act_granularity),
         "fp8_weight_mm": lambda: (w.qdata, w.scale, None, n, w.code_dtype),
     }[op]()
+
+
+def int8_weight(n, k, device, asymmetric=False):
+    """What int8_mm takes of a weight: packed, scale, w_sum. Quantized on the CPU."""
+    qdata, scale, _ = int8_quantize(randn(n, k, device="cpu"), "symmetric", torch.float32)
+    w_sum = (qdata.sum(1) * scale[:, 0]).float().to(device) if asymmetric else None
+    return int8_pack(qdata.to(device)), tile_scale(scale).to(device), w_sum
+
+
+def fp8_weight(n, k, device, dtype=torch.float8_e4m3fn):
+    """What fp8_mm takes of a weight: packed, scale. Quantized on the CPU."""
+    qdata, scale = fp8_quantize(randn(n, k, device="cpu"), "row", dtype)
+    return int8_pack(qdata.view(torch.int8).to(device)), tile_scale(scale).to(device)
 
 
 def operands(op, device):

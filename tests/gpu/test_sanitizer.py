@@ -13,11 +13,11 @@ CODE = """
 import sys
 sys.path.insert(0, {folder!r})
 import torch
-from operands import registered, run
+from operands import run, runs
 from aoq import _C
 _C.set_sm({sm!r})
 for op in _C.ops():
-    if registered(op):
+    if runs(op):
         run(op)
 torch.cuda.synchronize()
 print("ran")

@@ -7,6 +7,7 @@ import torch
 from operands import registered
 
 import aoq
+from aoq.ops.kernels import kernels
 from aoq.tensors import QuantizedTensor
 
 CONFIGS = [
@@ -14,6 +15,9 @@ CONFIGS = [
     aoq.Int4WeightOnlyConfig(64, mapping_type=aoq.MappingType.SYMMETRIC),
     aoq.Int8DynamicActivationInt8WeightConfig(),
     aoq.Int8DynamicActivationInt4WeightConfig(32),
+    aoq.Int8DynamicActivationInt8WeightConfig(act_mapping_type=aoq.MappingType.ASYMMETRIC),
+    aoq.Float8DynamicActivationFloat8WeightConfig(granularity=aoq.PerRow()),
+    aoq.Float8DynamicActivationFloat8WeightConfig(),
 ]
 
 
@@ -55,15 +59,17 @@ def test_quantizing_on_the_gpu_gives_the_same_weights(config):
     assert same(model(config), model(config, "cuda"))
 
 
-@pytest.mark.skipif(not registered("int4_mm"), reason="int4_mm has no CUDA kernel")
-@pytest.mark.parametrize("config", CONFIGS[:2], ids=str)
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_linear(config):
     layers = model(config, "cuda")
     w = layers[0].weight
-    assert w.packed and w.kernel.startswith("int4_mm_sm")
+    if not kernels(w.mm_op, w.device):
+        pytest.skip(f"{w.mm_op} has no kernel for this device")
+    assert w.packed and w.kernel.startswith(f"{w.mm_op}_")
     x = torch.randn(3, 200, device="cuda").bfloat16()
     wanted = x.double() @ w.dequantize().double().t() + layers[0].bias.double()
-    torch.testing.assert_close(layers[0](x).double(), wanted, rtol=2e-2, atol=2e-2)
+    close = 0.15 if "Dynamic" in type(config).__name__ else 2e-2  # activations of 4 bits and a sign at least
+    torch.testing.assert_close(layers[0](x).double(), wanted, rtol=close, atol=close)
     assert torch.equal(w.rows(torch.tensor([5, 70], device="cuda")), w.dequantize()[[5, 70]])
     compiled = torch.compile(layers, fullgraph=True)
     with torch.no_grad():

@@ -24,7 +24,7 @@ def int8_mm(x: Tensor, packed: Tensor, scale: Tensor, w_sum: Tensor | None, bias
 
     Args:
         x: [..., k] bf16, fp16 or fp32, any strides; zero rows are fine. A row with NaN or Inf gives NaN.
-        packed: uint8 [ceil(n / 16), ceil(k / 4), 64] from `int8_pack`.
+        packed: from `int8_pack`, on the device of `x`.
         scale: [ceil(n / 16), 1, 16] from `tile_scale`, bf16, fp16 or fp32.
         w_sum: fp32 [n], the sum over k of the dequantized weight, to quantize `x` asymmetrically; None for
             symmetrically.
@@ -45,7 +45,15 @@ def _dequantize(packed: Tensor, scale: Tensor, w_sum: Tensor | None, n: int, k: 
 
 
 @torch.library.register_fake("aoq::int8_mm")  # type: ignore[untyped-decorator]
-def _(x: Tensor, packed: Tensor, scale: Tensor, w_sum: Tensor | None, bias: Tensor | None, n: int) -> Tensor:
+def _(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    w_sum: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    config: int = -1,
+) -> Tensor:
     return packed_mm_fake(_op, packed_shape, x, (packed, scale, w_sum), bias, n)
 
 

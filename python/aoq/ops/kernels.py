@@ -16,3 +16,10 @@ def kernels(op: str, device: torch.device) -> list[str]:
         return []
     major, minor = torch.cuda.get_device_capability(device)
     return _C.cuda_kernels(op, 10 * major + minor)
+
+
+def why_none(device: torch.device) -> str:
+    """What this build lacks of kernels for `device`, in parentheses, or nothing."""
+    built = _C.build_info()
+    reasons = [built[part].removeprefix("no: ") for part in ("cuda", "cutlass") if built[part].startswith("no: ")]
+    return f" ({reasons[0]})" if device.type == "cuda" and reasons else ""

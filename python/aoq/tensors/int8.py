@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Granularity, MappingType, PerRow
 from aoq.ops.int8_mm import int8_mm
-from aoq.ops.int8_pack import int8_pack, packed_shape
+from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize
 from aoq.ops.int8_unpack import int8_rows, int8_unpack
 from aoq.ops.int8_weight_mm import int8_weight_mm
@@ -135,7 +135,7 @@ class Int8Tensor(TiledTensor):
         else:
             qdata, scale = (*lead, k), (*lead, 1)
         return {
-            "qdata": (qdata, (torch.uint8 if self.packed and self.device.type != "cuda" else torch.int8,)),
+            "qdata": (qdata, (packed_dtype(self.device) if self.packed else torch.int8,)),
             "scale": (scale, ACTIVATION_DTYPES),
             "w_sum": (None, ()) if self.act_mapping is None else w_sum_part(self, self.act_mapping),
         }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from aoq.ops.kernels import kernels
+from aoq.ops.kernels import kernels, why_none
 from aoq.ops.packed import TILE_N
 from aoq.tensors.base import QuantizedTensor, dtype_name
 
@@ -157,7 +157,8 @@ class TiledTensor(QuantizedTensor):
             return torch.nn.functional.linear(x, self.dequantize().to(x.dtype), bias)
         packed = self.pack()
         if not packed.packed:
-            raise NotImplementedError(f"linear: w: there is no {self.mm_op} kernel for device {self.device}")
+            text = f"there is no {self.mm_op} kernel for device {self.device}{why_none(self.device)}"
+            raise NotImplementedError(f"linear: w: {text}")
         return packed.linear(x, bias)
 
 

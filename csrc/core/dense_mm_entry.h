@@ -1,0 +1,112 @@
+// What the CUDA entries of int8_mm and fp8_mm have in common: quantizing x, choosing a kernel, launching both.
+#pragma once
+#include <array>
+
+#include "core/cuda_entry.h"
+#include "core/dense_mm.h"
+#include "core/dense_mm_plan.h"
+#include "core/packed_mm_entry.h"
+#include "core/quantize_rows.h"
+
+namespace aoq {
+
+struct DenseCodes {
+  Codes x, w;
+  bool per_tensor;  // x's scale
+  float lb, ub;     // of the absmax that makes it
+};
+
+// config: which of the kernels that run here, as `_C.cuda_kernels` lists them, or -1 for the cost model's choice.
+template <size_t N>
+const CudaKernel<DenseMmKernel>& choose(const CudaKernel<DenseMmKernel> (&kernels)[N], const dense::Problem& problem,
+                                        const dense::Device& device, int64_t config, const char* op) {
+  std::array<dense::Tile, N> tiles;
+  std::array<int, N> here;
+  int64_t count = 0;
+  const char* left_out = nullptr;
+  for (size_t i = 0; i < N; ++i) {
+    tiles[i] = dense::tile_of(kernels[i].sm, kernels[i].name);
+    if (!allowed(kernels[i].sm, device.capability)) continue;
+    if (kernels[i].run)
+      here[count++] = static_cast<int>(i);
+    else if (!left_out)
+      left_out = kernels[i].name;
+  }
+  if (!count) throw std::runtime_error(no_kernel(kernels[0].name, left_out, device.capability));
+  check_value(config >= -1 && config < count, op, "config", "expected -1 to ", count - 1, ", got ", config);
+  auto runs = [&](int i) { return kernels[i].run && allowed(kernels[i].sm, device.capability); };
+  const int index = config < 0 ? dense::choose(tiles, static_cast<int>(N), problem, device, runs) : here[config];
+  check_value(index >= 0 && dense::takes(tiles[index], problem), op, config < 0 ? "x_dtype" : "config",
+              index < 0 ? "no kernel" : kernels[index].name, " does not take these operands");
+  return kernels[index];
+}
+
+template <size_t N, size_t Q>
+Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
+                const CudaKernel<QuantizeRowsCudaKernel> (&quantizers)[Q], const PackedOperands& t, int64_t n,
+                const DenseCodes& codes, int64_t config) {
+  check_value(t.x.is_cuda(), op, "x", "expected the device of packed, ", device_name(t.packed), ", got ",
+              device_name(t.x));
+  const OnDevice on(t.x, op);
+  auto run = [&](const PackedMm& args) {
+    const int64_t pitch = ceil_div(args.k, 16) * 16, most = (int64_t{1} << 31) - 1024;
+    check_value(args.m < most, op, "x", "expected fewer than 2^31 - 1024 rows, got ", args.m);
+    check_value(args.n < most, op, "n", "expected less than 2^31 - 1024, got ", args.n);
+    check_value(args.k < most, op, "x", "expected fewer than 2^31 - 1024 columns, got ", args.k);
+    check_value(reinterpret_cast<uintptr_t>(args.packed) % 16 == 0, op, "packed",
+                "expected memory aligned to 16 bytes");
+    const Device here = device_of(t.x, on.capability, op);
+    const dense::Device device{on.capability, here.multiprocessors, here.bytes_per_ns};
+    const dense::Problem problem{
+        args.m, args.n, pitch, args.out_dtype == Dtype::f32, codes.x == Codes::e5m2, codes.w == Codes::e5m2};
+    const auto& kernel = choose(kernels, problem, device, config, op);
+
+    const Tensor x_codes = torch::stable::new_empty(t.x, {args.m, pitch}, ScalarType::Char);
+    const Tensor x_scale = torch::stable::new_empty(t.x, {codes.per_tensor ? 1 : args.m}, ScalarType::Float);
+    const Tensor x_zero = torch::stable::new_empty(t.x, {args.x_asymmetric ? args.m : 0}, ScalarType::Float);
+    const Tensor ranges = torch::stable::new_empty(t.x, {codes.per_tensor ? kPartialRanges : 0}, ScalarType::Float);
+    QuantizeRows rows{};
+    rows.m = args.m;
+    rows.k = args.k;
+    rows.source = RowSource::given;
+    rows.x = args.x;
+    rows.x_dtype = args.x_dtype;
+    rows.x_stride = args.x_stride;
+    rows.codes = codes.x;
+    rows.asymmetric = args.x_asymmetric;
+    rows.per_tensor = codes.per_tensor;
+    rows.lb = codes.lb;
+    rows.ub = codes.ub;
+    rows.qdata = static_cast<uint8_t*>(x_codes.mutable_data_ptr());
+    rows.scale = x_scale.mutable_data_ptr();
+    rows.zero_point = x_zero.mutable_data_ptr();
+    rows.scale_dtype = Dtype::f32;
+    rows.padded = true;
+    rows.workspace = static_cast<float*>(ranges.mutable_data_ptr());
+    select(quantizers, on.capability)(rows, on.stream);
+
+    DenseMm mm{};
+    mm.m = args.m;
+    mm.n = args.n;
+    mm.k = pitch;
+    mm.x = rows.qdata;
+    mm.w = args.packed;
+    mm.x_scale = static_cast<const float*>(rows.scale);
+    mm.x_scale_stride = codes.per_tensor ? 0 : 1;
+    mm.x_zero = args.x_asymmetric ? static_cast<const float*>(rows.zero_point) : nullptr;
+    mm.scale = args.scale;
+    mm.scale_dtype = args.scale_dtype;
+    mm.w_sum = args.w_sum;
+    mm.bias = args.bias;
+    mm.bias_dtype = args.bias_dtype;
+    mm.out = args.out;
+    mm.out_dtype = args.out_dtype;
+    mm.multiprocessors = device.multiprocessors;
+    last_kernel.store(kernel.name, std::memory_order_relaxed);
+    kernel.run(mm, on.stream);
+    on.check_launch();
+  };
+  return packed_mm(op, t, n, 0, 0, [&] { return run; });
+}
+
+}  // namespace aoq

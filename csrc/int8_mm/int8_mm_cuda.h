@@ -1,0 +1,11 @@
+// int8_mm.h's formula on CUDA; packed holds rows, as int8_pack makes them there.
+#pragma once
+#include "core/dense_mm.h"
+
+namespace aoq {
+
+#define AOQ_CUTLASS_KERNEL(sm, function) void function(const DenseMm&, CudaStream);
+#include "int8_mm/kernels_cuda.inc"
+#undef AOQ_CUTLASS_KERNEL
+
+}  // namespace aoq

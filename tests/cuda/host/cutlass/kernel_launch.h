@@ -1,0 +1,2 @@
+// CUTLASS's header of this name launches with <<<>>>, which only nvcc reads.
+#pragma once
