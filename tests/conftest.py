@@ -1,4 +1,5 @@
 import signal
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -13,5 +14,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def alike() -> Iterator[None]:
+    """A test begins as if it were the only one."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
