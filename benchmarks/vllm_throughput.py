@@ -185,7 +185,7 @@ def start(settings: Json) -> Json:
         settings["directory"],
         dtype="bfloat16",
         skip_tokenizer_init=not settings["real"],
-        max_model_len=max(settings["prompt"] + settings["steps"], 32),
+        max_model_len=max(settings["prompt"] + settings["steps"] + 1, 32),
         max_num_seqs=max(settings["requests"]),
         max_num_batched_tokens=max(tokens, 64),  # all prompts in one step
         enable_prefix_caching=False,
