@@ -33,7 +33,7 @@ const CudaKernel<DenseMmKernel>& choose(const CudaKernel<DenseMmKernel> (&kernel
       left_out = kernels[i].name;
   }
   if (!count) throw std::runtime_error(no_kernel(kernels[0].name, left_out, device.capability));
-  check_value(config >= -1 && config < count, op, "config", "expected -1 to ", count - 1, ", got ", config);
+  check_config(config, count, op);
   auto runs = [&](int i) { return kernels[i].run && allowed(kernels[i].sm, device.capability); };
   const int index = config < 0 ? dense::choose(tiles, static_cast<int>(N), problem, device, runs) : here[config];
   check_value(index >= 0 && dense::takes(tiles[index], problem), op, config < 0 ? "x_dtype" : "config",

@@ -18,8 +18,9 @@ constexpr Kernel<Fp8WeightMmKernel> kKernels[] = {
 const bool kRegistered = register_op("fp8_weight_mm", kKernels);
 
 Tensor fp8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
-                     int64_t n, std::optional<ScalarType> w_dtype) {
+                     int64_t n, std::optional<ScalarType> w_dtype, int64_t config) {
   constexpr const char* op = "fp8_weight_mm";
+  check_value(config == -1, op, "config", "expected -1, as the CPU's kernels have none, got ", config);
   const bool e5m2 = codes_of(w_dtype.value_or(ScalarType::Float8_e4m3fn), false, op, "w_dtype") == Codes::e5m2;
   return packed_mm(op, {x, packed, scale, {}, {}, bias}, n, 0, int8::kUnitK, [e5m2] {
     return [e5m2](PackedMm args) {
@@ -34,6 +35,7 @@ Tensor fp8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale,
 
 STABLE_TORCH_LIBRARY_FRAGMENT(aoq, m) {
   m.def(
-      "fp8_weight_mm(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int n, ScalarType? w_dtype=None) -> Tensor");
+      "fp8_weight_mm(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int n, ScalarType? w_dtype=None, "
+      "int config=-1) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(aoq, CPU, m) { m.impl("fp8_weight_mm", TORCH_BOX(&aoq::fp8_weight_mm)); }

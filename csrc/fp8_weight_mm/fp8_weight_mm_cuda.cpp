@@ -18,10 +18,13 @@ constexpr CudaKernel<Int4MmCudaKernel> kKernels[] = {
 #undef AOQ_KERNEL
 const bool kRegistered = register_cuda_op(kOp, kKernels);
 
-void multiply(const PackedMm& args, const Tensor& x, const OnDevice& device) {
+void multiply(const PackedMm& args, int config, const Tensor& x, const OnDevice& device) {
   const bool f32 = args.x_dtype == Dtype::f32;
   const Shape shape{(f32 ? kPlanes : 1) * args.m, args.n, args.k, args.k};
-  Int4MmCuda call{args, int4_skinny::choose(shape, device_of(x, device.capability, kOp)), nullptr};
+  Int4MmCuda call{args,
+                  config < 0 ? int4_skinny::choose(shape, device_of(x, device.capability, kOp))
+                             : int4_skinny::plan_of(config, shape),
+                  nullptr};
   Tensor workspace;
   const int64_t floats = int4_skinny::workspace_floats(call.plan, false, f32, args.m, args.n, args.k);
   if (floats) {
@@ -33,7 +36,7 @@ void multiply(const PackedMm& args, const Tensor& x, const OnDevice& device) {
 }
 
 Tensor fp8_weight_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
-                          int64_t n, std::optional<ScalarType> w_dtype) {
+                          int64_t n, std::optional<ScalarType> w_dtype, int64_t config) {
   check_value(x.is_cuda(), kOp, "x", "expected the device of packed, ", device_name(packed), ", got ", device_name(x));
   const bool e5m2 = codes_of(w_dtype.value_or(ScalarType::Float8_e4m3fn), false, kOp, "w_dtype") == Codes::e5m2;
   const OnDevice device(x, kOp);
@@ -42,7 +45,8 @@ Tensor fp8_weight_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& s
     check_value(reinterpret_cast<uintptr_t>(args.packed) % 16 == 0, kOp, "packed",
                 "expected memory aligned to 16 bytes");
     args.w_e5m2 = e5m2;
-    multiply(args, x, device);
+    check_config(config, int4_skinny::kConfigs, kOp);
+    multiply(args, static_cast<int>(config), x, device);
   };
   return packed_mm(kOp, {x, packed, scale, {}, {}, bias}, n, 0, 0, [&] { return run; });
 }

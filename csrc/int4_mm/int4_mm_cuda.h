@@ -3,9 +3,7 @@
 #pragma once
 #include "core/cuda.h"
 #include "core/packed_mm.h"
-#include "int4_mm/int4_mm_plan.h"
-#include "int4_mm/int4_mm_wgmma_plan.h"
-#include "int4_mm/int4_mm_wide_plan.h"
+#include "int4_mm/int4_mm_config.h"
 
 namespace aoq {
 
@@ -32,6 +30,12 @@ struct Int4MmWgmma {
 };
 
 using Int4MmWgmmaKernel = void (*)(const Int4MmWgmma&, CudaStream);
+
+// What decides among the three. hopper: wgmma's kernels run here.
+inline int4_config::Problem problem_of(const PackedMm& p, const Shape& shape, int before, bool hopper) {
+  const bool aligned = (reinterpret_cast<uintptr_t>(p.scale) | reinterpret_cast<uintptr_t>(p.zero_point)) % 16 == 0;
+  return {shape, p.zero_point != nullptr, p.scale_dtype == Dtype::f32 ? 4 : 2, before, hopper && aligned};
+}
 
 #define AOQ_KERNEL(sm, function) void function(const Int4MmCuda&, CudaStream);
 #include "int4_mm/kernels_cuda.inc"

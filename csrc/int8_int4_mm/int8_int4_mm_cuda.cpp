@@ -28,22 +28,14 @@ constexpr CudaKernel<Int4MmWgmmaKernel> kWgmma[] = {
 const bool kRegistered = register_cuda_op(kOp, kSkinny, kWide, kWgmma);
 
 // Quantizes args' x, then multiplies.
-void multiply(PackedMm args, const Tensor& x, const OnDevice& device) {
+void multiply(PackedMm args, const int4_config::Choice& choice, const Tensor& x, const OnDevice& device) {
+  using int4_config::Kernels;
   const Shape shape{args.m, args.n, args.k, args.group, 1};
-  const Device model = device_of(x, device.capability, kOp);
-  const bool zero = args.zero_point;
-  const bool aligned =
-      (reinterpret_cast<uintptr_t>(args.scale) | reinterpret_cast<uintptr_t>(args.zero_point)) % 16 == 0;
-  const bool wgmma = allowed(Sm::sm90a, device.capability) && aligned && int4_wgmma::pays(shape, model, zero);
-  const bool wide = !wgmma && int4_wide::pays(shape, model, zero);
-  Int4MmCuda few{args, int4_skinny::choose(shape, model), nullptr};
-  Int4MmWide many{args, int4_wide::choose(shape, model), nullptr};
-  const int scale_bytes = args.scale_dtype == Dtype::f32 ? 4 : 2;
-  Int4MmWgmma hopper{args, int4_wgmma::choose(shape, model, zero, scale_bytes), nullptr};
-  const int64_t floats = wgmma  ? int4_wgmma::workspace_of(shape, 1, false, zero).end
-                         : wide ? int4_wide::workspace_of(many.plan, shape, 1, false, zero).end
-                                : int4_skinny::workspace_floats(few.plan, allowed(Sm::sm90a, device.capability), false,
-                                                                args.m, args.n, args.k);
+  const bool cluster = allowed(Sm::sm90a, device.capability), zero = args.zero_point;
+  const int64_t floats = choice.kernels == Kernels::wgmma ? int4_wgmma::workspace_of(shape, 1, false, zero).end
+                         : choice.kernels == Kernels::wide
+                             ? int4_wide::workspace_of(choice.wide, shape, 1, false, zero).end
+                             : int4_skinny::workspace_floats(choice.skinny, cluster, false, args.m, args.n, args.k);
 
   // One allocation: codes, which are whole sixteens, scales and zero points of rows, sums.
   const int64_t pitch = ceil_div(args.k, 16) * 16, codes = args.m * pitch;
@@ -73,20 +65,18 @@ void multiply(PackedMm args, const Tensor& x, const OnDevice& device) {
   args.x_scale = memory + codes / 4;
   args.x_scale_stride = 1;
   args.x_zero = args.x_scale + args.m;
-  few.mm = many.mm = hopper.mm = args;
-  few.workspace = many.workspace = hopper.workspace = memory + codes / 4 + rows;
-  if (wgmma)
-    select(kWgmma, device.capability)(hopper, device.stream);
-  else if (wide)
-    select(kWide, device.capability)(many, device.stream);
-  else
-    select(kSkinny, device.capability)(few, device.stream);
+  float* const sums = memory + codes / 4 + rows;
+  switch (choice.kernels) {
+    case Kernels::wgmma: select(kWgmma, device.capability)({args, choice.wgmma, sums}, device.stream); break;
+    case Kernels::wide: select(kWide, device.capability)({args, choice.wide, sums}, device.stream); break;
+    case Kernels::skinny: select(kSkinny, device.capability)({args, choice.skinny, sums}, device.stream); break;
+  }
   device.check_launch();
 }
 
 Tensor int8_int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale,
                          const std::optional<Tensor>& zero_point, const std::optional<Tensor>& w_sum,
-                         const std::optional<Tensor>& bias, int64_t n, int64_t group_size) {
+                         const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
   check_value(x.is_cuda(), kOp, "x", "expected the device of packed, ", device_name(packed), ", got ", device_name(x));
   if (x.dim() > 0) check_group(group_size, x.size(x.dim() - 1), kOp);
   const OnDevice device(x, kOp);
@@ -94,7 +84,10 @@ Tensor int8_int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& sc
     check_value(args.k < int64_t{1} << 30, kOp, "x", "expected k below 2^30, got ", args.k);
     check_value(reinterpret_cast<uintptr_t>(args.packed) % 16 == 0, kOp, "packed",
                 "expected memory aligned to 16 bytes");
-    multiply(args, x, device);
+    const int4_config::Problem problem = problem_of(args, {args.m, args.n, args.k, args.group, 1},
+                                                    args.zero_point != nullptr, allowed(Sm::sm90a, device.capability));
+    check_config(config, int4_config::configs(problem), kOp);
+    multiply(args, choose(problem, device_of(x, device.capability, kOp), static_cast<int>(config)), x, device);
   };
   return packed_mm(
       kOp, {x, packed, scale, zero_point, w_sum, bias}, n, group_size, int4_cuda::kTileK, [&] { return run; },

@@ -1,6 +1,5 @@
 // The plans of int4_mm on CUDA, as test_int4_mm_plan.py asks for them.
-#include "int4_mm/int4_mm_wgmma_plan.h"
-#include "int4_mm/int4_mm_wide_plan.h"
+#include "int4_mm/int4_mm_config.h"
 
 using namespace aoq;
 
@@ -64,6 +63,33 @@ void wgmma_steps(int64_t k, int split, int rank, int64_t* steps) {
   const int4_wgmma::Steps part = int4_wgmma::steps_of(k, split, rank);
   steps[0] = part.begin;
   steps[1] = part.end;
+}
+
+int configs(const int4_config::Problem* problem) { return int4_config::configs(*problem); }
+
+bool differs(const int4_config::Problem* problem, int config) { return int4_config::differs(*problem, config); }
+
+// {kernels, tokens, log_warps_k or halves, split} of a config, or of the chosen one.
+void choice(const int4_config::Problem* problem, const Device* device, int config, int* plan) {
+  const int4_config::Choice chosen = int4_config::choose(*problem, *device, config);
+  plan[0] = static_cast<int>(chosen.kernels);
+  switch (chosen.kernels) {
+    case int4_config::Kernels::skinny:
+      plan[1] = chosen.skinny.tokens;
+      plan[2] = chosen.skinny.log_warps_k;
+      plan[3] = chosen.skinny.split();
+      break;
+    case int4_config::Kernels::wide:
+      plan[1] = chosen.wide.tokens;
+      plan[2] = 0;
+      plan[3] = chosen.wide.split;
+      break;
+    case int4_config::Kernels::wgmma:
+      plan[1] = chosen.wgmma.tokens;
+      plan[2] = chosen.wgmma.halves;
+      plan[3] = chosen.wgmma.split;
+      break;
+  }
 }
 
 }  // extern "C"

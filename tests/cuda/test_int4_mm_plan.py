@@ -156,3 +156,71 @@ def test_which_wgmma_plan(plans):
         assert wgmma_plan(plans, shape(4096, n, k))[1:4] == (128, 2, 1)
     _, tokens, halves, split, *_ = wgmma_plan(plans, shape(64, 4096, 4096))
     assert tokens == 64 and 66 < 4096 // (128 * halves) * split <= 132, "blocks for every multiprocessor"
+
+
+# ---- all plans by one number
+
+
+class Problem(Args):
+    _fields_ = (
+        ("shape", Shape),
+        ("zero", ctypes.c_bool),
+        ("scale_bytes", ctypes.c_int),
+        ("before", ctypes.c_int),
+        ("hopper", ctypes.c_bool),
+    )
+
+
+SKINNY, WIDE, WGMMA = range(3)
+
+
+def problem(m=64, n=4096, k=4096, group=128, x_bytes=2, hopper=True):
+    shape = Shape(m=m, n=n, k=k, group=group, x_bytes=x_bytes)
+    return Problem(shape=shape, zero=False, scale_bytes=2, before=0, hopper=hopper)
+
+
+def choice(plans, problem, config, device=H100):
+    out = (ctypes.c_int * 4)()
+    plans.choice(ctypes.byref(problem), ctypes.byref(device), config, out)
+    return tuple(out)
+
+
+def test_configs_that_a_device_and_operands_have(plans):
+    def configs(**fields):
+        return plans.configs(ctypes.byref(problem(**fields)))
+
+    assert configs() == 56 and configs(hopper=False) == 32
+    assert configs(group=96) == 32, "no group that wgmma's kernels scale after"
+    assert configs(group=8) == configs(group=8, hopper=False) == 16
+    assert configs(group=4096) == 56, "one group"
+
+
+@pytest.mark.parametrize("x_bytes", (1, 2))
+def test_each_config_is_a_plan_of_its_own(plans, x_bytes):
+    wanted = [(SKINNY, 32, warps, 1 << split) for warps in range(4) for split in range(4)]
+    wanted += [(WIDE, tokens, 0, split) for tokens in (64, 128) for split in (1, 2, 3, 4, 6, 8, 12, 16)]
+    tiles = ((32, 2), (64, 1), (64, 2), (64, 4), (128, 1), (128, 2))
+    wanted += [(WGMMA, *tile, 1 << split) for tile in tiles for split in range(4)]
+    one = problem(k=8192, x_bytes=x_bytes)
+    assert [choice(plans, one, config) for config in range(56)] == wanted
+    plans.differs.restype = ctypes.c_bool
+    assert [config for config in range(56) if not plans.differs(ctypes.byref(one), config)] == []
+    short = problem(k=256, x_bytes=x_bytes)  # two units of columns
+    left = [choice(plans, short, config) for config in range(56) if plans.differs(ctypes.byref(short), config)]
+    assert len(set(left)) == len(left) == 3 + 4 + 12
+    assert all((1 << part if kernels == SKINNY else 1) * split <= 2 for kernels, _, part, split in left)
+
+
+@pytest.mark.parametrize("hopper", (False, True))
+def test_the_choice_is_that_of_the_cheapest_kernels(plans, hopper):
+    for m, n, k, group in itertools.product((1, 16, 64, 300, 4096), (4096, 28672), (4096, 14336), (8, 32, 128)):
+        one = problem(m, n, k, group, hopper=hopper)
+        kernels, *plan = choice(plans, one, -1)
+        shape, device = ctypes.byref(one.shape), ctypes.byref(H100)
+        if hopper and plans.wgmma_pays(shape, device, 0):
+            assert kernels == WGMMA and tuple(plan) == wgmma_plan(plans, one.shape)[1:4]
+        elif plans.wide_pays(shape, device, 0):
+            assert kernels == WIDE and (plan[0], plan[2]) == wide_plan(plans, one.shape, H100)[1:]
+        else:
+            assert kernels == SKINNY
+        assert any((kernels, *plan) == choice(plans, one, config) for config in range(56))

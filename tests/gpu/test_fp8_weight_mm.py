@@ -16,11 +16,12 @@ AWKWARD = [(64, 256), (17, 40), (33, 200), (5, 7), (1, 1), (40, 1001), (520, 96)
 MODELS = [(4096, 4096), (28672, 4096), (4096, 14336)]
 
 
-def check(x, w, bias=None, granularity="row", code_dtype=torch.float8_e4m3fn):
+def check(x, w, bias=None, granularity="row", code_dtype=torch.float8_e4m3fn, config=None):
     n, k = w.shape
     codes, scale = fp8_quantize(w, granularity, code_dtype)
     scale = scale.reshape(-1, 1).expand(n, 1).contiguous()
-    out = fp8_weight_mm(x, int8_pack(codes.view(torch.int8)), tile_scale(scale), bias, n, code_dtype)
+    call, chosen = (fp8_weight_mm, ()) if config is None else (torch.ops.aoq.fp8_weight_mm, (config,))
+    out = call(x, int8_pack(codes.view(torch.int8)), tile_scale(scale), bias, n, code_dtype, *chosen)
     exact = codes.double() * scale.double()
     expected = x.double() @ exact.t()
     rounding = (4 * math.sqrt(k) + 16) * 2.0**-24 * (x.double().abs() @ exact.abs().t())
@@ -49,6 +50,15 @@ def test_awkward_shapes(sm, shape, code_dtype):
 def test_shapes_of_models(sm, n, k):
     for m in (1, 16, 64, 256):
         check(randn(m, k, seed=m), randn(n, k))
+
+
+def test_every_plan(sm):
+    for n, k in ((136, 1032), (40, 200)):
+        for config in range(16):
+            for m in (1, 5, 16, 70):
+                check(randn(m, k, seed=m), randn(n, k), randn(n, seed=1), config=config)
+    with pytest.raises(RuntimeError, match="config: expected -1 to 15"):
+        check(randn(5, 64), randn(24, 64), config=16)
 
 
 def test_any_stride(sm):

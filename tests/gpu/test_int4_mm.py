@@ -73,7 +73,7 @@ def test_every_plan(sm, n, k, group, dtype):
             check(randn(m, k, dtype=dtype, seed=m), parts, n, group, randn(n, seed=1), config)
     assert ("_wgmma_" if hopper else "_wide_") in _C.last_kernel()
     if not hopper:
-        with pytest.raises(ValueError, match="config: expected below 32"):
+        with pytest.raises(ValueError, match="config: expected -1 to 31"):
             check(randn(5, k, dtype=dtype), parts, n, group, config=32)
 
 

@@ -18,13 +18,16 @@ AWKWARD = [
 MODELS = [(4096, 4096), (28672, 4096), (4096, 14336)]
 
 
-def check(x, parts, n, group, mapping, bias=None):
+def check(x, parts, n, group, mapping, bias=None, config=None):
     packed, scale, zero = parts
     k = x.shape[-1]
     scales = [None if part is None else untile_scale(part, n).double() for part in (scale, zero)]
     w = int4_dequantize(int4_unpack_reference(packed, n, k), *scales, group, k, torch.float64)
     w_sum = w.sum(1).float() if mapping == "asymmetric" else None
-    out = int8_int4_mm(x, packed, scale, zero, w_sum, bias, n, group)
+    if config is None:
+        out = int8_int4_mm(x, packed, scale, zero, w_sum, bias, n, group)
+    else:
+        out = torch.ops.aoq.int8_int4_mm(x, packed, scale, zero, w_sum, bias, n, group, config)
     codes, x_scale, x_zero = (part.double() for part in int8_quantize(x, mapping))
     x_zero = x_zero if mapping == "asymmetric" else torch.zeros_like(x_scale)
     expected = ((codes - x_zero) * x_scale) @ w.t()
@@ -58,6 +61,20 @@ def test_shapes_of_models(sm, n, k):
     for m in (1, 16, 64, 256, 1000):
         check(randn(m, k, seed=m), parts, n, 128, "asymmetric")
     assert "_wide_" in _C.last_kernel()
+
+
+@pytest.mark.parametrize("n, k, group", [(136, 1032, 128), (272, 640, 32)])
+def test_every_plan(sm, n, k, group):
+    """The first 16 configs are plans for few rows, the next 16 for many, 24 more on Hopper: any takes any number."""
+    parts = weight(n, k, group, "cuda")
+    hopper = sm == "sm90a"
+    for config in range(56 if hopper else 32):
+        for m in (5, 70, 200):
+            check(randn(m, k, seed=m), parts, n, group, "asymmetric", randn(n, seed=1), config)
+    assert ("_wgmma_" if hopper else "_wide_") in _C.last_kernel()
+    if not hopper:
+        with pytest.raises(RuntimeError, match="config: expected -1 to 31"):
+            check(randn(5, k), parts, n, group, "asymmetric", config=32)
 
 
 def test_any_stride(sm):

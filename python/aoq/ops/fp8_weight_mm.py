@@ -53,7 +53,13 @@ def fp8_dequantize_packed(
 
 @torch.library.register_fake("aoq::fp8_weight_mm")  # type: ignore[untyped-decorator]
 def _(
-    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int, w_dtype: torch.dtype | None = None
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    n: int,
+    w_dtype: torch.dtype | None = None,
+    config: int = -1,
 ) -> Tensor:
     return packed_mm_fake(_op, packed_shape, x, (packed, scale), bias, n)
 

@@ -70,6 +70,7 @@ def _(
     bias: Tensor | None,
     n: int,
     group_size: int,
+    config: int = -1,
 ) -> Tensor:
     return packed_mm_fake(_op, packed_shape, x, (packed, scale, zero_point, w_sum), bias, n)
 
