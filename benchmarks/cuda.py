@@ -96,6 +96,9 @@ def main() -> None:
     parser.add_argument(
         "--configs", type=int, nargs="+", default=[], help="plans of aoq's kernels besides their choice"
     )
+    parser.add_argument(
+        "--without-pdl", action="store_true", help="aoq's matmuls also without programmatic dependent launch"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/bench-cuda"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # whom to leave out, as JSON: measure, in this process
     args = parser.parse_args()
@@ -118,7 +121,7 @@ def measure(args: argparse.Namespace, broken: dict[tuple[str, str], str]) -> Non
     machine = describe()
     peaks = ", ".join(f"{rate / 1e12:.0f} TFLOP/s {name}" for name, rate in machine.flops.items())
     print(f"{machine.name}: {machine.bandwidth / 1e12:.2f} TB/s, {peaks}", flush=True)
-    found, missing = contenders("cuda", args.only, args.configs)
+    found, missing = contenders("cuda", args.only, args.configs, args.without_pdl)
     found = [contender for contender in found if (contender.op, contender.name) not in broken]
     missing += [f"{op}, {name}: {why}" for (op, name), why in broken.items()]
     for line in missing:

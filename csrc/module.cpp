@@ -11,6 +11,7 @@
 
 #include "core/isa.h"
 #include "core/kernel.h"
+#include "core/pdl.h"
 #include "core/sm.h"
 
 namespace {
@@ -115,6 +116,7 @@ PyMethodDef methods[] = {
     {"cuda_kernels", cuda_kernels, METH_VARARGS,
      "The CUDA kernels of op for a device of this compute capability (10 * major + minor), best first."},
     {"set_sm", setter<aoq::set_sm>, METH_VARARGS, "What AOQ_SM does; an empty name allows all."},
+    {"set_pdl", setter<aoq::set_pdl>, METH_VARARGS, "What AOQ_PDL does; an empty value is as 1."},
     {"last_kernel", question<last_kernel>, METH_NOARGS, "The kernel that the last op call chose."},
     {"build_info", question<build_info>, METH_NOARGS, "How this binary was built."},
     {nullptr, nullptr, 0, nullptr},
@@ -126,8 +128,9 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, methods, nullptr,
 
 PyMODINIT_FUNC PyInit__C() {
   return guarded([] {
-    aoq::active_isa();  // a bad AOQ_ISA or AOQ_SM fails the import, not the first matmul
+    aoq::active_isa();  // a bad AOQ_ISA, AOQ_SM or AOQ_PDL fails the import, not the first matmul
     aoq::allowed(aoq::Sm::sm80, 80);
+    aoq::pdl();
     return PyModule_Create(&module);
   });
 }

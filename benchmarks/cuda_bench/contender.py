@@ -93,10 +93,13 @@ class RowContender(Contender):
         return relative_error(codes[:count].double() * (scale if scale.numel() == 1 else scale[:count]).double(), exact)
 
 
-def contenders(device: str, only: Sequence[str] = (), configs: Sequence[int] = ()) -> tuple[list[Contender], list[str]]:
+def contenders(
+    device: str, only: Sequence[str] = (), configs: Sequence[int] = (), without_pdl: bool = False
+) -> tuple[list[Contender], list[str]]:
     """Those that can run on `device`, aoq's and those with one of `only` in their names, and why others cannot.
 
     configs: plans of aoq's kernels to time besides those that they choose.
+    without_pdl: whether to time its matmuls also without programmatic dependent launch.
     """
     from . import contenders as package
 
@@ -107,7 +110,7 @@ def contenders(device: str, only: Sequence[str] = (), configs: Sequence[int] = (
     )
     for name in names:
         module = importlib.import_module(f"{package.__name__}.{name}")
-        for contender in module.contenders(configs) if name == "aoq" else module.CONTENDERS:
+        for contender in module.contenders(configs, without_pdl) if name == "aoq" else module.CONTENDERS:
             if only and name != "aoq" and not any(part in contender.name for part in only):
                 continue
             try:

@@ -15,6 +15,7 @@
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 
 #include "core/dense_mm.h"
+#include "core/pdl.h"
 #if defined(__CUDACC__)  // what launches; tests look at the rest on the host
 #include <cutlass/gemm/device/gemm_universal_adapter.h>
 #endif
@@ -207,7 +208,7 @@ void run_dense_sm90(const DenseMm& p, CudaStream stream) {
   cutlass::gemm::device::GemmUniversalAdapter<typename Config::Kernel> gemm;
   auto status = gemm.initialize(Config::arguments(p), nullptr, stream);
   // Programmatic launch: the kernel waits by itself for the one that quantizes x.
-  if (status == cutlass::Status::kSuccess) status = gemm.run(stream, nullptr, true);
+  if (status == cutlass::Status::kSuccess) status = gemm.run(stream, nullptr, pdl());
   if (status != cutlass::Status::kSuccess)
     throw std::runtime_error(std::string("aoq: CUTLASS: ") + cutlass::cutlassGetStatusString(status));
 }

@@ -7,6 +7,7 @@
 #include "core/int4_cuda.h"
 #include "core/packed_mm.h"
 #include "core/packed_mm_plan.h"
+#include "core/pdl.h"
 #include "core/ptx.cuh"
 
 namespace aoq {
@@ -170,7 +171,7 @@ void launch(void (*kernel)(Parameters...), const Launch& how, Arguments... argum
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   config.attrs = attributes;
-  config.numAttrs = how.cluster ? 2 : 0;
+  config.numAttrs = how.cluster ? (pdl() ? 2 : 1) : 0;
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -14,6 +14,8 @@ from cuda_bench import contender as contending  # noqa: E402
 from cuda_bench import figures, supervisor, timing  # noqa: E402
 from cuda_bench.figures import Case, Machine, Result  # noqa: E402
 
+from aoq import _C  # noqa: E402
+
 spec = importlib.util.spec_from_file_location("benchmarks_cuda", FOLDER / "cuda.py")
 cuda = sys.modules["benchmarks_cuda"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cuda)
@@ -109,6 +111,21 @@ def test_every_op_has_contenders_and_who_is_missing_is_named():
     assert any(c.name == "aoq int4_mm, config 3" for c in found)
     assert all("mslk" in line or "aoq" in line for line in missing)
     assert len([c.name for c in found if "mslk" in c.name] + [line for line in missing if "mslk" in line]) == 6
+
+
+def test_a_figure_with_and_without_pdl(monkeypatch):
+    """Off for these calls alone: contenders take turns in one process."""
+    said = []
+    monkeypatch.setattr(_C, "set_pdl", said.append)
+    found, _ = contending.contenders("cpu", ["none"], [], True)
+    without = [c for c in found if c.name.endswith(", no PDL")]
+    assert {c.op for c in without} == set(figures.OPS)
+    for contender in found:
+        if contender.op in figures.OPS and not contender.part:
+            del said[:]
+            (result, _) = block(contender.op, [contender]).measure(2, 1)
+            assert result.seconds, result.why
+            assert set(said) == ({"0", ""} if contender in without else set()) and said[-1:] != ["0"]
 
 
 class Clock:
@@ -243,7 +260,7 @@ def test_a_run_goes_on_where_one_before_has_ended(tmp_path, monkeypatch, capsys)
         return block(op, found, n, k, **options)
 
     monkeypatch.setattr(cuda, "describe", lambda: MACHINE)
-    monkeypatch.setattr(cuda, "contenders", lambda device, only, configs: contending.contenders("cpu", only, configs))
+    monkeypatch.setattr(cuda, "contenders", lambda device, *options: contending.contenders("cpu", *options))
     monkeypatch.setattr(cuda, "Block", on_cpu)
     monkeypatch.setattr(cuda, "QUANTIZER_ROWS", ((256, 4), (64, 8)))
 

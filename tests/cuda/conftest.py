@@ -23,7 +23,8 @@ def simt_kernel(tmp_path_factory):
             flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
             flags += ["-Wno-unknown-pragmas"]  # unroll
             include = [f"-I{ROOT / 'tests/cuda/simt'}", f"-I{ROOT / 'csrc'}"]
-            subprocess.run([CXX, *flags, *include, "-x", "c++", source, "-o", library], check=True, timeout=900)
+            sources = [source, ROOT / "csrc/core/pdl.cpp"]
+            subprocess.run([CXX, *flags, *include, "-x", "c++", *sources, "-o", library], check=True, timeout=900)
         kind = struct.__name__
         symbol = f"_ZN3aoq{len(name)}{name}ERKNS_{len(kind)}{kind}EP11CUstream_st"
         function = getattr(ctypes.CDLL(str(library)), symbol)

@@ -27,13 +27,17 @@ class Aoq(Contender):
     ours = True
     tolerance = 0.005  # of a bf16 result and fp32 sums: x and w count as what they are quantized to
 
-    def __init__(self, op: str, form: str, **options: Any) -> None:
-        """options: of the op, such as `config`, a plan instead of its own choice."""
+    def __init__(self, op: str, form: str, pdl: bool = True, **options: Any) -> None:
+        """pdl: whether a kernel may start before the one before it has ended, where it waits by itself.
+
+        options: of the op, such as `config`, a plan instead of its own choice.
+        """
         if op.startswith("fp8_mm"):
             self.tolerance = 0.03  # tensor cores keep fewer bits of sums of fp8 products
-        self.op, self.form, self.options = op, form, options
+        self.op, self.form, self.pdl, self.options = op, form, pdl, options
         self.op_name = op.split()[0]
         self.name = f"aoq {op}" + "".join(f", {name} {value}" for name, value in options.items())
+        self.name += "" if pdl else ", no PDL"
 
     def ready(self, device: str) -> None:
         import aoq
@@ -69,8 +73,17 @@ class Aoq(Contender):
 
     def multiply(self, x: Any, weight: Any) -> Tensor:
         # As F.linear would, without what Python adds to a call.
-        out: Tensor = self.call(x, *self.arguments(weight), **self.options)
-        return out
+        if self.pdl:
+            out: Tensor = self.call(x, *self.arguments(weight), **self.options)
+            return out
+        from aoq import _C
+
+        _C.set_pdl("0")
+        try:
+            out = self.call(x, *self.arguments(weight), **self.options)
+            return out
+        finally:
+            _C.set_pdl("")
 
     def arguments(self, w: Any) -> tuple[Any, ...]:
         n = w.weight_shape[0]
@@ -153,7 +166,7 @@ class Quantizer(RowContender):
         return self.call(*weight, *([self.granularity] if self.granularity else []))
 
 
-def contenders(configs: Sequence[int]) -> list[Contender]:
+def contenders(configs: Sequence[int], without_pdl: bool = False) -> list[Contender]:
     forms = {
         "int4_mm": "int4",
         "int8_int4_mm": "int4",
@@ -166,6 +179,7 @@ def contenders(configs: Sequence[int]) -> list[Contender]:
     return [
         *(Aoq(op, form) for op, form in forms.items()),
         *(Aoq(op, form, config=config) for op, form in forms.items() for config in configs),
+        *(Aoq(op, form, pdl=False) for op, form in forms.items() if without_pdl),
         *(QuantizesX(op) for op in ("int8_mm", "fp8_mm", "fp8_mm tensor", "int8_int4_mm")),
         Quantizer("int8_quantize", torch.int8),
         Quantizer("fp8_quantize", fp8),

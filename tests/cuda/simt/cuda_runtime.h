@@ -112,6 +112,7 @@ struct Cluster {
   unsigned waiting = 0, barriers = 0;
   bool progress = false;
 };
+inline bool programmatic;  // whether the last kernel was launched so
 inline Cluster* cluster;
 inline Block* block;
 inline Fiber* fiber;
@@ -206,8 +207,13 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   gridDim = config->gridDim;
   blockDim = config->blockDim;
   unsigned blocks = 1;
-  for (unsigned i = 0; i < config->numAttrs; ++i)
-    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) blocks = config->attrs[i].val.clusterDim.x;
+  simt::programmatic = false;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const auto& [id, val] = config->attrs[i];
+    if (id == cudaLaunchAttributeClusterDimension) blocks = val.clusterDim.x;
+    if (id == cudaLaunchAttributeProgrammaticStreamSerialization)
+      simt::programmatic = val.programmaticStreamSerializationAllowed != 0;
+  }
   if (gridDim.x % blocks) throw std::runtime_error("a grid that is not whole clusters");
   const unsigned threads = blockDim.x;
   simt::Cluster cluster;
