@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/autotune.h"
 #include "core/isa.h"
 #include "core/kernel.h"
 #include "core/pdl.h"
@@ -117,6 +118,7 @@ PyMethodDef methods[] = {
      "The CUDA kernels of op for a device of this compute capability (10 * major + minor), best first."},
     {"set_sm", setter<aoq::set_sm>, METH_VARARGS, "What AOQ_SM does; an empty name allows all."},
     {"set_pdl", setter<aoq::set_pdl>, METH_VARARGS, "What AOQ_PDL does; an empty value is as 1."},
+    {"set_autotune", setter<aoq::set_autotune>, METH_VARARGS, "What AOQ_AUTOTUNE does; forgets what was read."},
     {"last_kernel", question<last_kernel>, METH_NOARGS, "The kernel that the last op call chose."},
     {"build_info", question<build_info>, METH_NOARGS, "How this binary was built."},
     {nullptr, nullptr, 0, nullptr},
@@ -128,9 +130,10 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, methods, nullptr,
 
 PyMODINIT_FUNC PyInit__C() {
   return guarded([] {
-    aoq::active_isa();  // a bad AOQ_ISA, AOQ_SM or AOQ_PDL fails the import, not the first matmul
+    aoq::active_isa();  // a bad AOQ_ISA, AOQ_SM, AOQ_PDL or AOQ_AUTOTUNE fails the import, not the first matmul
     aoq::allowed(aoq::Sm::sm80, 80);
     aoq::pdl();
+    aoq::autotune();
     return PyModule_Create(&module);
   });
 }

@@ -63,12 +63,6 @@ inline Device device_of(const Tensor& x, int capability, const char* op) {
   return {value(cudaDevAttrMultiProcessorCount), rate > 0 ? rate : 1000, a_clock * (clock > 0 ? clock : 1.5)};
 }
 
-// config: which plan or kernel to run, -1 for the cost model's choice.
-inline void check_config(int64_t config, int64_t count, const char* op) {
-  check_value(config >= -1 && config < count, op, "config", "expected -1 to ", count - 1,
-              " for this device and these operands, got ", config);
-}
-
 inline void check_device(const Tensor& tensor, const Tensor& like, const char* op, const char* operand) {
   check_value(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), op, operand,
               "expected a tensor on cuda:", like.get_device_index(), " like the others, got one on another device");

@@ -2,7 +2,7 @@
 #pragma once
 #include <array>
 
-#include "core/cuda_entry.h"
+#include "core/autotune_cuda.h"
 #include "core/dense_mm.h"
 #include "core/dense_mm_plan.h"
 #include "core/packed_mm_entry.h"
@@ -16,29 +16,43 @@ struct DenseCodes {
   float lb, ub;     // of the absmax that makes it
 };
 
-// config: which of the kernels that run here, as `_C.cuda_kernels` lists them, or -1 for the cost model's choice.
+// The kernels that run here, as `config` counts and `_C.cuda_kernels` lists them.
 template <size_t N>
-const CudaKernel<DenseMmKernel>& choose(const CudaKernel<DenseMmKernel> (&kernels)[N], const dense::Problem& problem,
-                                        const dense::Device& device, int64_t config, const char* op) {
+struct DenseKernels {
   std::array<dense::Tile, N> tiles;
-  std::array<int, N> here;
-  int64_t count = 0;
-  const char* left_out = nullptr;
-  for (size_t i = 0; i < N; ++i) {
-    tiles[i] = dense::tile_of(kernels[i].sm, kernels[i].name);
-    if (!allowed(kernels[i].sm, device.capability)) continue;
-    if (kernels[i].run)
-      here[count++] = static_cast<int>(i);
-    else if (!left_out)
-      left_out = kernels[i].name;
+  std::array<const CudaKernel<DenseMmKernel>*, N> kernels;
+  int count = 0;
+
+  DenseKernels(const CudaKernel<DenseMmKernel> (&table)[N], int capability) {
+    const char* left_out = nullptr;
+    for (const auto& kernel : table) {
+      if (!allowed(kernel.sm, capability)) continue;
+      if (kernel.run) {
+        tiles[count] = dense::tile_of(kernel.sm, kernel.name);
+        kernels[count++] = &kernel;
+      } else if (!left_out) {
+        left_out = kernel.name;
+      }
+    }
+    if (!count) throw std::runtime_error(no_kernel(table[0].name, left_out, capability));
   }
-  if (!count) throw std::runtime_error(no_kernel(kernels[0].name, left_out, device.capability));
-  check_config(config, count, op);
-  auto runs = [&](int i) { return kernels[i].run && allowed(kernels[i].sm, device.capability); };
-  const int index = config < 0 ? dense::choose(tiles, static_cast<int>(N), problem, device, runs) : here[config];
-  check_value(index >= 0 && dense::takes(tiles[index], problem), op, config < 0 ? "x_dtype" : "config",
-              index < 0 ? "no kernel" : kernels[index].name, " does not take these operands");
-  return kernels[index];
+
+  bool takes(int config, const dense::Problem& problem) const { return dense::takes(tiles[config], problem); }
+
+  // config: -1 for the cost model's choice.
+  const CudaKernel<DenseMmKernel>& choose(int config, const dense::Problem& problem, const dense::Device& device,
+                                          const char* op) const {
+    const int index = config < 0 ? dense::choose(tiles, count, problem, device, [](int) { return true; }) : config;
+    check_value(index >= 0 && takes(index, problem), op, config < 0 ? "x_dtype" : "config",
+                index < 0 ? "no kernel" : kernels[index]->name, " does not take these operands");
+    return *kernels[index];
+  }
+};
+
+inline const char* text_of(const DenseCodes& codes) {
+  if (codes.x == Codes::int8) return "";
+  if (codes.x == Codes::e5m2) return codes.w == Codes::e5m2 ? "e5m2 and e5m2" : "e5m2 and e4m3";
+  return codes.w == Codes::e5m2 ? "e4m3 and e5m2" : "e4m3 and e4m3";
 }
 
 template <size_t N, size_t Q>
@@ -55,11 +69,11 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
     check_value(args.k < most, op, "x", "expected fewer than 2^31 - 1024 columns, got ", args.k);
     check_value(reinterpret_cast<uintptr_t>(args.packed) % 16 == 0, op, "packed",
                 "expected memory aligned to 16 bytes");
-    const Device here = device_of(t.x, on.capability, op);
-    const dense::Device device{on.capability, here.multiprocessors, here.bytes_per_ns};
+    const Device model = device_of(t.x, on.capability, op);
+    const dense::Device device{on.capability, model.multiprocessors, model.bytes_per_ns};
     const dense::Problem problem{
         args.m, args.n, pitch, args.out_dtype == Dtype::f32, codes.x == Codes::e5m2, codes.w == Codes::e5m2};
-    const auto& kernel = choose(kernels, problem, device, config, op);
+    const DenseKernels<N> here(kernels, on.capability);
 
     const Tensor x_codes = torch::stable::new_empty(t.x, {args.m, pitch}, ScalarType::Char);
     const Tensor x_scale = torch::stable::new_empty(t.x, {codes.per_tensor ? 1 : args.m}, ScalarType::Float);
@@ -102,9 +116,15 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
     mm.out = args.out;
     mm.out_dtype = args.out_dtype;
     mm.multiprocessors = device.multiprocessors;
-    last_kernel.store(kernel.name, std::memory_order_relaxed);
-    kernel.run(mm, on.stream);
-    on.check_launch();
+    auto multiply = [&](int one) {
+      const auto& kernel = here.choose(one, problem, device, op);
+      last_kernel.store(kernel.name, std::memory_order_relaxed);
+      kernel.run(mm, on.stream);
+      on.check_launch();
+    };
+    run_config(
+        {op, config, here.count, text_of(codes)}, args, t.x, on, [&](int one) { return here.takes(one, problem); },
+        multiply);
   };
   return packed_mm(op, t, n, 0, 0, [&] { return run; });
 }

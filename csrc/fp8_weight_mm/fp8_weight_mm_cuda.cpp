@@ -2,7 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "core/cuda_entry.h"
+#include "core/autotune_cuda.h"
 #include "core/packed_mm_entry.h"
 #include "core/quantize_rows_entry.h"
 
@@ -18,9 +18,13 @@ constexpr CudaKernel<Int4MmCudaKernel> kKernels[] = {
 #undef AOQ_KERNEL
 const bool kRegistered = register_cuda_op(kOp, kKernels);
 
+Shape shape_of(const PackedMm& args) {
+  return {(args.x_dtype == Dtype::f32 ? kPlanes : 1) * args.m, args.n, args.k, args.k};
+}
+
 void multiply(const PackedMm& args, int config, const Tensor& x, const OnDevice& device) {
   const bool f32 = args.x_dtype == Dtype::f32;
-  const Shape shape{(f32 ? kPlanes : 1) * args.m, args.n, args.k, args.k};
+  const Shape shape = shape_of(args);
   Int4MmCuda call{args,
                   config < 0 ? int4_skinny::choose(shape, device_of(x, device.capability, kOp))
                              : int4_skinny::plan_of(config, shape),
@@ -45,8 +49,10 @@ Tensor fp8_weight_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& s
     check_value(reinterpret_cast<uintptr_t>(args.packed) % 16 == 0, kOp, "packed",
                 "expected memory aligned to 16 bytes");
     args.w_e5m2 = e5m2;
-    check_config(config, int4_skinny::kConfigs, kOp);
-    multiply(args, static_cast<int>(config), x, device);
+    run_config(
+        {kOp, config, int4_skinny::kConfigs, e5m2 ? "e5m2" : "e4m3"}, args, x, device,
+        [&](int one) { return int4_skinny::differs(one, shape_of(args)); },
+        [&](int one) { multiply(args, one, x, device); });
   };
   return packed_mm(kOp, {x, packed, scale, {}, {}, bias}, n, 0, 0, [&] { return run; });
 }

@@ -60,10 +60,8 @@ constexpr bool differs(const Problem& p, int config) {
     const int split = 1 << (config - kFirstWgmma) % int4_wgmma::kSplits;
     return split <= ceil_div(p.shape.k, int4_wgmma::kStepK);
   }
-  const int64_t units = ceil_div(p.shape.k, 128);
-  if (config >= kFirstWide) return int4_wide::plan_of(config - kFirstWide).split <= units;
-  const int4_skinny::Plan plan = int4_skinny::plan_of(config, p.shape);
-  return plan.split() * plan.warps_k() <= units;
+  if (config >= kFirstWide) return int4_wide::plan_of(config - kFirstWide).split <= ceil_div(p.shape.k, 128);
+  return int4_skinny::differs(config, p.shape);
 }
 
 }  // namespace aoq::int4_config

@@ -2,7 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "core/cuda_entry.h"
+#include "core/autotune_cuda.h"
 #include "core/int4_cuda.h"
 #include "core/packed_mm_entry.h"
 
@@ -68,8 +68,11 @@ Tensor int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale, 
     const Shape shape{(args.x_dtype == Dtype::f32 ? kPlanes : 1) * args.m, args.n, args.k, args.group};
     const int4_config::Problem problem =
         problem_of(args, shape, zero + needs_copy(args), allowed(Sm::sm90a, device.capability));
-    check_config(config, int4_config::configs(problem), kOp);
-    multiply(args, choose(problem, device_of(x, device.capability, kOp), static_cast<int>(config)), x, device);
+    const Device model = device_of(x, device.capability, kOp);
+    run_config(
+        {kOp, config, int4_config::configs(problem), ""}, args, x, device,
+        [&](int one) { return int4_config::differs(problem, one); },
+        [&](int one) { multiply(args, int4_config::choose(problem, model, one), x, device); });
   };
   return packed_mm(
       kOp, {x, packed, scale, zero_point, {}, bias}, n, group_size, int4_cuda::kTileK, [&] { return run; },

@@ -105,12 +105,18 @@ constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& dev
   return static_cast<double>(waves) * ((read > compute ? read : compute) + 700 + 300 * passes) + add;
 }
 
+// Whether all blocks and warps have columns.
+constexpr bool differs(int config, const Shape& shape) {
+  const Plan plan = plan_of(config, shape);
+  return plan.split() * plan.warps_k() <= ceil_div(shape.k, 128);
+}
+
 constexpr Plan choose(const Shape& shape, const Device& device) {
   Plan best = plan_of(0, shape);
   double least = cost_of(best, shape, device);
   for (int config = 1; config < kConfigs; ++config) {
+    if (!differs(config, shape)) continue;
     const Plan plan = plan_of(config, shape);
-    if (plan.split() * plan.warps_k() > ceil_div(shape.k, 128)) continue;  // some would have nothing to do
     const double cost = cost_of(plan, shape, device);
     if (cost >= least) continue;
     best = plan;

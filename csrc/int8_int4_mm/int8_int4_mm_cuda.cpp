@@ -4,7 +4,7 @@
 
 #include <limits>
 
-#include "core/cuda_entry.h"
+#include "core/autotune_cuda.h"
 #include "core/int4_cuda.h"
 #include "core/packed_mm_entry.h"
 #include "int8_quantize/int8_quantize.h"
@@ -86,8 +86,11 @@ Tensor int8_int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& sc
                 "expected memory aligned to 16 bytes");
     const int4_config::Problem problem = problem_of(args, {args.m, args.n, args.k, args.group, 1},
                                                     args.zero_point != nullptr, allowed(Sm::sm90a, device.capability));
-    check_config(config, int4_config::configs(problem), kOp);
-    multiply(args, choose(problem, device_of(x, device.capability, kOp), static_cast<int>(config)), x, device);
+    const Device model = device_of(x, device.capability, kOp);
+    run_config(
+        {kOp, config, int4_config::configs(problem), ""}, args, x, device,
+        [&](int one) { return int4_config::differs(problem, one); },
+        [&](int one) { multiply(args, int4_config::choose(problem, model, one), x, device); });
   };
   return packed_mm(
       kOp, {x, packed, scale, zero_point, w_sum, bias}, n, group_size, int4_cuda::kTileK, [&] { return run; },
