@@ -90,10 +90,10 @@ class Timer {
 
 }  // namespace
 
-int tuned_config(const ConfigOf& wanted, const PackedMm& mm, const Tensor& x, const OnDevice& device,
+int tuned_config(const ConfigOf& wanted, const PackedMm& mm, const Tensor& x, int capability, CudaStream stream,
                  const std::function<bool(int)>& fits, const std::function<void(int)>& run) {
   char kernels[16];
-  std::snprintf(kernels, sizeof(kernels), "%08x", kernels_hash(wanted, device.capability));
+  std::snprintf(kernels, sizeof(kernels), "%08x", kernels_hash(wanted, capability));
   const std::string text = device_text(x.get_device_index(), wanted.op) + ", kernels " + kernels;
   const TunedProblem problem{tuned_key(wanted.op, mm, wanted.codes, text), fits, wanted.configs};
   std::unique_ptr<Uncaptured> uncaptured;
@@ -101,11 +101,11 @@ int tuned_config(const ConfigOf& wanted, const PackedMm& mm, const Tensor& x, co
   auto nanoseconds = [&](int config) {
     if (!timer) {
       uncaptured = std::make_unique<Uncaptured>();
-      timer = std::make_unique<Timer>(x, wanted.op, device.stream);
+      timer = std::make_unique<Timer>(x, wanted.op, stream);
     }
     return timer->nanoseconds([&] { run(config); });
   };
-  return tuned_config(problem, [&] { return !capturing(device.stream); }, nanoseconds);
+  return tuned_config(problem, [&] { return !capturing(stream); }, nanoseconds);
 }
 
 }  // namespace aoq

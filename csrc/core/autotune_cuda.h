@@ -14,7 +14,7 @@ struct ConfigOf {
 };
 
 // `fits(config)`: whether it is worth a trial; `run(config)` runs the op with it. Called where AOQ_AUTOTUNE is on.
-int tuned_config(const ConfigOf& wanted, const PackedMm& mm, const Tensor& x, const OnDevice& device,
+int tuned_config(const ConfigOf& wanted, const PackedMm& mm, const Tensor& x, int capability, CudaStream stream,
                  const std::function<bool(int)>& fits, const std::function<void(int)>& run);
 
 // Runs the op with the config asked for, or else measured, or else -1: the cost model's choice.
@@ -24,7 +24,8 @@ void run_config(const ConfigOf& wanted, const PackedMm& mm, const Tensor& x, con
   check_value(wanted.asked >= -1 && wanted.asked < wanted.configs, wanted.op, "config", "expected -1 to ",
               wanted.configs - 1, " for this device and these operands, got ", wanted.asked);
   const bool measured = wanted.asked < 0 && autotune() != Autotune::off;
-  run(measured ? tuned_config(wanted, mm, x, device, fits, run) : static_cast<int>(wanted.asked));
+  run(measured ? tuned_config(wanted, mm, x, device.capability, device.stream, fits, run)
+               : static_cast<int>(wanted.asked));
 }
 
 }  // namespace aoq

@@ -3,13 +3,16 @@
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
+import torch
 from kernel_args import PackedMm
-from toolchain import CXX, ROOT
+from toolchain import CXX, ROOT, cuda_home
 
 from aoq import _C
 
@@ -297,3 +300,64 @@ def test_a_problem_is_its_op_sizes_and_dtypes(tune):
     others += [dict(scale_dtype=2), dict(zero_point=1), dict(x_asymmetric=True), dict(codes="e5m2")]
     keys = {key(**changed) for changed in others}
     assert len(keys) == len(others) and key() not in keys
+
+
+# ---- on the device: core/autotune_cuda.cpp, on a CUDA that notes what it is asked for
+
+
+@pytest.fixture(scope="module")
+def on_device(tmp_path_factory):
+    cuda = cuda_home()
+    if CXX is None or cuda is None:
+        pytest.skip("CUDA's headers are not installed")
+    torch_home = Path(torch.__file__).parent
+    library = tmp_path_factory.mktemp("autotune_cuda") / "autotune_cuda.so"
+    flags = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-fPIC", "-shared"]
+    flags += ['-DAOQ_VERSION="1.2"', "-DUSE_CUDA"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f"-I{ROOT / 'csrc'}"]
+    api = torch_home / "include/torch/csrc/api/include"
+    flags += [f"-isystem{path}" for path in (torch_home / "include", api, cuda / "include", cuda / "include/cccl")]
+    sources = [ROOT / "tests/cuda/autotune_cuda.cpp"]
+    sources += [ROOT / "csrc/core" / name for name in ("autotune.cpp", "autotune_cuda.cpp", "sm.cpp")]
+    libraries = [torch_home / "lib/libtorch_cpu.so", f"-Wl,-rpath,{torch_home / 'lib'}"]
+    subprocess.run([CXX, *flags, *sources, *libraries, "-o", library], check=True, timeout=600)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture
+def tune_on_device(on_device, tmp_path, monkeypatch):
+    monkeypatch.setenv("AOQ_AUTOTUNE_FILE", str(tmp_path / "tuned.json"))
+    on_device.mode(b"1")
+
+    def tune(m=1, capturing=False, error=False, sm=""):
+        out = ctypes.create_string_buffer(1 << 16)
+        config = on_device.tuned(ctypes.c_int64(m), capturing, error, sm.encode(), out, ctypes.c_size_t(len(out)))
+        return config, out.value.decode().split()
+
+    return tune
+
+
+def test_each_call_is_timed_from_memory_and_nothing_is_left(tune_on_device, tmp_path):
+    config, calls = tune_on_device()
+    assert config == 1
+    assert calls[:3] == ["relax", "create", "create"] and calls[-3:] == ["destroy", "destroy", "restore"]
+    turns = [calls[i : i + 5] for i in range(3, len(calls) - 3, 5)]
+    assert all([*turn[:2], *turn[3:]] == ["flush:8192", "record", "record", "wait"] for turn in turns)
+    assert [turn[2] for turn in turns[:4]] == ["run:-1", "run:0", "run:1", "run:2"]
+    assert tune_on_device() == (1, []), "known"
+    (key,) = json.loads((tmp_path / "tuned.json").read_text())["configs"]
+    wanted = r"an_op on A GPU, 132 multiprocessors, kernels [0-9a-f]{8}: m <= 1, n 64, k 64, x fp32, scale fp32"
+    assert re.fullmatch(wanted, key)
+
+
+def test_nothing_is_timed_in_a_capture(tune_on_device, tmp_path):
+    assert tune_on_device(capturing=True) == (-1, [])
+    assert tune_on_device(error=True) == (-1, ["forget"]), "the default stream, while another is captured"
+    assert not (tmp_path / "tuned.json").exists()
+    assert tune_on_device()[0] == 1 and tune_on_device(capturing=True) == (1, [])
+
+
+def test_other_kernels_are_another_problem(tune_on_device, tmp_path):
+    assert tune_on_device(m=5)[1] and not tune_on_device(m=8)[1] and tune_on_device(m=9)[1]
+    assert tune_on_device(m=8, sm="sm80")[1], "AOQ_SM: a config's number means another kernel"
+    assert len(json.loads((tmp_path / "tuned.json").read_text())["configs"]) == 3
