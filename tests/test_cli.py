@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 import aoq
@@ -31,6 +31,7 @@ from aoq import (
     PerRow,
     config_to_dict,
 )
+from aoq.checkpoint import stored_weights, weight_files
 from aoq.cli import app
 from example_models import real_model, tiny_model
 
@@ -138,6 +139,37 @@ def test_installation() -> None:
     assert module.stdout.split() == result.stdout.split()
 
 
+def test_version() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"aoq {aoq.__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["quantize", "convert", "eval"])
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("raise metadata.PackageNotFoundError(name)", "this needs transformers: pip install 'aoq[transformers]'"),
+        ("return '4.57.1'", "aoq works with transformers>=5.16, got 4.57.1: pip install -U 'aoq[transformers]'"),
+    ],
+)
+def test_without_transformers_it_says_what_to_install(tmp_path: Path, command: str, code: str, text: str) -> None:
+    """Also where importing it would fail with something else first."""
+    fake = f"""
+import sys
+from importlib import metadata
+version = metadata.version
+def fake(name):
+    if name != "transformers":
+        return version(name)
+    {code}
+metadata.version = fake
+sys.modules["transformers.utils"] = None
+"""
+    options = [tmp_path] if command == "eval" else [tmp_path, "-o", tmp_path / "out"]
+    done = run_process(command, *options, code=fake)
+    assert (done.returncode, done.stderr) == (1, f"aoq: error: {text}\n")
+
+
 def test_errors(tmp_path: Path) -> None:
     source, out = tiny_model(tmp_path), tmp_path / "out"
     assert_fails(run("quantize", tmp_path / "none", "-o", out), "none: no such file")
@@ -158,7 +190,46 @@ def test_errors(tmp_path: Path) -> None:
     assert_fails(run("info", tmp_path / "none"), "none: no such directory")
     assert_fails(run("eval", tmp_path / "none"), "none: no such directory")
     assert_fails(run("eval", source, "--against", tmp_path / "none"), "")
+    assert_fails(run("quantize", source, "-o", out, "--skip", "mpl"), "skip: 'mpl' matches no module (did you mean mlp")
+    assert_fails(run("quantize", source, "-o", "/proc/none/out"), "/proc/none/out: cannot be made")
     assert not out.exists()
+
+
+def test_skip_leaves_modules_besides_the_output_layer(tmp_path: Path) -> None:
+    source = tiny_model(tmp_path)
+    result = run("quantize", source, "-o", tmp_path / "out", "--skip", "mlp", "--skip", "layers.1")
+    assert "quantized 4 weights" in result.output
+    stored = stored_weights(weight_files(tmp_path / "out"))
+    assert {name for name, weight in stored.items() if weight.description} == {
+        f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkvo"
+    }
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["modules_to_not_convert"] == ["layers.1", "lm_head", "mlp"]
+    # Embeddings and output layer, when they are asked for, are not left by default.
+    result = run("quantize", source, "-o", tmp_path / "all", "--skip", "mlp", "--include-embedding")
+    assert "quantized 10 weights" in result.output
+
+
+def test_a_model_without_linears(tmp_path: Path) -> None:
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=40, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    result = run("quantize", tmp_path / "gpt2", "-o", tmp_path / "out")
+    assert_fails(result, "gpt2: none of its weights would be quantized", "4: neither a linear's weight nor named")
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantized_weights_that_config_json_says_nothing_of(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("quantize", with_tokenizer(tiny_model(tmp_path)), "-o", out)
+    config = json.loads((out / "config.json").read_text())
+    assert config.pop("quantization_config")["quant_method"] == "aoq"
+    (out / "config.json").write_text(json.dumps(config))
+    assert_fails(run("eval", out), "out: has quantized weights, but its config.json has no quantization_config")
+    assert_fails(
+        run("quantize", out, "-o", tmp_path / "twice"), "out: is quantized already, though its config.json does not"
+    )
+    (out / "config.json").unlink()
+    assert_fails(run("eval", out), "out: no config.json in it")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "part", "weight", "type", "config"])

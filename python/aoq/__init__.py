@@ -1,4 +1,4 @@
-"""aoq: int4 and int8 weights for PyTorch models, with CPU kernels."""
+"""aoq: int4, int8 and fp8 weights for PyTorch models, with kernels for CPUs and CUDA."""
 
 from importlib.metadata import version
 

@@ -73,6 +73,13 @@ def read_json(file: Path) -> dict[str, Any]:
     return data
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The checkpoint's config.json. Raises FileNotFoundError, or ValueError when it is not JSON."""
+    if not (directory / "config.json").is_file():
+        raise FileNotFoundError(f"{directory}: no config.json in it")
+    return read_json(directory / "config.json")
+
+
 @contextmanager
 def open_safetensors(file: Path) -> Iterator[Any]:
     """`safe_open` on the CPU. Raises FileNotFoundError, or ValueError for a damaged file, naming it."""

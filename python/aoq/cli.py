@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import platform
 import signal
 import sys
@@ -23,6 +22,7 @@ import aoq
 from aoq import _C
 from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
 from aoq.config import AOBaseConfig, MappingType, PerRow, config_from_dict
+from aoq.integrations.quantization_config import check_version
 from aoq.ops.kernels import kernels
 from aoq.tensors.fp8 import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig
 from aoq.tensors.int4 import Int4WeightOnlyConfig
@@ -35,7 +35,6 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="int4 and int8 weights for PyTorch models.",
 )
 console = Console()
 
@@ -62,6 +61,21 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapper
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"aoq {aoq.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print aoq's version.")
+    ] = False,
+) -> None:
+    """int4, int8 and fp8 weights for PyTorch models."""
+
+
 @app.command()
 @one_line_errors
 def quantize(
@@ -75,7 +89,7 @@ def quantize(
     ] = None,
     hqq: Annotated[bool, typer.Option("--hqq", help="int4: optimize zero points (slower, better).")] = False,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="int4: no zero points.")] = False,
-    skip: Annotated[list[str] | None, typer.Option(help="A module to leave as it is; may be repeated.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Modules to leave too, such as mlp; may be repeated.")] = None,
     include_embedding: Annotated[bool, typer.Option("--include-embedding", help="Embeddings and head too.")] = False,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32: of what is not quantized.")] = None,
     max_shard: Annotated[float, typer.Option(help="GB that a file may have.")] = 2.0,
@@ -93,7 +107,7 @@ def quantize(
         source,
         output,
         _config(config, group_size, hqq, symmetric),
-        modules_to_not_convert=skip,
+        skip=skip,
         include_embedding=include_embedding,
         dtype=_DTYPES[dtype] if dtype else None,
         max_shard_bytes=int(max_shard * 1e9),
@@ -254,8 +268,11 @@ def bench(
     chosen = command.chosen(entries, op or (), only or ())
     if plot is not None:
         command.check_plot(plot)
+    for file in (json_file, plot):
+        command.check_writable(file)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # keeps what was measured
     if realtime:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))  # workers inherit it
+        command.be_realtime()
     report, interrupted = command.measure(
         lambda progress: (
             models.ModelMeasurement(model_settings, chosen, progress)
@@ -263,8 +280,8 @@ def bench(
             else measure.Measurement(settings, chosen, progress)
         )
     )
-    command.write(report, json_file, plot)
     command.show(report, interrupted)
+    command.write(report, json_file, plot)
     if interrupted:
         sys.exit(130)
 
@@ -309,7 +326,7 @@ def _print_checkpoint(directory: Path) -> None:
     config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
     title = ", ".join(config.get("architectures") or [str(directory)])
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("module")
+    table.add_column("module", overflow="fold")
     table.add_column("format")
     for heading in ("count", "weights", "bits/weight", "MB"):
         table.add_column(heading, justify="right")
@@ -327,6 +344,8 @@ def _figures(weights: Collection[StoredWeight]) -> tuple[str, str, str, str]:
 
 
 def _quiet_transformers() -> None:
+    """Raises ImportError, saying what to install, unless transformers is there."""
+    check_version("transformers")
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from aoq.checkpoint import INDEX, WEIGHTS, open_safetensors, read_json, stored_weights, weight_files
-from aoq.config import AOBaseConfig, FqnToConfig, MappingType, PerRow, PerTensor
+from aoq.checkpoint import INDEX, WEIGHTS, open_safetensors, read_config, read_json, stored_weights, weight_files
+from aoq.config import AOBaseConfig, FqnToConfig, MappingType, PerRow, PerTensor, near
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import flatten, save_file
 from aoq.integrations.transformers import AoqQuantizer, empty_model, model_names
@@ -58,15 +59,16 @@ class SafetensorsDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = weight_files(path)
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"{path}: no config.json in it")
-        if quantized := read_json(path / "config.json").get("quantization_config"):
+        if quantized := read_config(path).get("quantization_config"):
             hint = "; `aoq convert` reads it" if quantized.get("quant_method") == "torchao" else ""
             raise ValueError(f"{path}: is quantized already{hint}")
+        self.stored = stored_weights(self.files)
+        if any(weight.description for weight in self.stored.values()):
+            raise ValueError(f"{path}: is quantized already, though its config.json does not say so")
         self.config: PreTrainedConfig = AutoConfig.from_pretrained(path)
 
     def names(self, model: PreTrainedModel) -> dict[str, str | None]:
-        return model_names(model, stored_weights(self.files))
+        return model_names(model, self.stored)
 
     def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         for file in self.files:
@@ -83,7 +85,7 @@ def quantize_checkpoint(
     destination: str | Path,
     config: AOBaseConfig,
     *,
-    modules_to_not_convert: list[str] | None = None,
+    skip: list[str] | None = None,
     include_embedding: bool = False,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 2 << 30,
@@ -94,7 +96,9 @@ def quantize_checkpoint(
     Args:
         source: a directory with config.json and safetensors files, or a GGUF file.
         destination: must not exist, unless `overwrite`.
-        config, modules_to_not_convert, include_embedding: as in `AoqConfig`.
+        config, include_embedding: as in `AoqConfig`.
+        skip: modules to leave as they are, by the rule of `AoqConfig.modules_to_not_convert`, besides those that stay
+            as they are anyway.
         dtype: of floats before they are quantized, and of those that are not. By default as they are stored,
             bf16 for GGUF.
         max_shard_bytes: how large a file may get, unless a single weight is larger.
@@ -104,7 +108,8 @@ def quantize_checkpoint(
 
     Raises:
         OSError: a missing file, an existing destination, a full disk; the text names it.
-        ValueError: a damaged file, a weight that cannot be quantized; the text names it.
+        ValueError: a damaged file, a weight that cannot be quantized, a `skip` that matches no module; the text names
+            it. Or nothing in the source would be quantized.
 
         `destination` is then as it was before.
     """
@@ -114,9 +119,16 @@ def quantize_checkpoint(
     if dtype is None and source.is_file():
         dtype = torch.bfloat16
     model = empty_model(opened.config)
-    quantizer = AoqQuantizer(AoqConfig(config, modules_to_not_convert, include_embedding), pre_quantized=False)
+    quantizer = AoqQuantizer(AoqConfig(config, include_embedding=include_embedding), pre_quantized=False)
+    if skip:
+        _check_skips(model, skip)
+        quantizer.quantization_config.modules_to_not_convert = sorted({*quantizer.default_skips(model), *skip})
     quantizer.preprocess_model(model)
     names = opened.names(model)
+    if quantizer.configs.keys().isdisjoint(names.values()):
+        reasons = Counter(quantizer.skipped.values()).most_common()
+        counts = "; ".join(f"{count}: {reason}" for reason, count in reasons)
+        raise ValueError(f"{source}: none of its weights would be quantized ({counts})")
 
     report = QuantizeReport()
     with new_directory(destination, overwrite) as directory:
@@ -145,6 +157,14 @@ def quantize_checkpoint(
             shards.add(name, quantized)
         shards.close()
     return report
+
+
+def _check_skips(model: PreTrainedModel, skip: list[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    parts = {part: None for name in names for part in (name, name.rpartition(".")[2])}
+    for each in skip:
+        if each not in parts and not any(f".{each}." in f".{name}." for name in names):
+            raise ValueError(f"skip: {each!r} matches no module{near(each, parts)}")
 
 
 def convert_checkpoint(
@@ -252,8 +272,11 @@ def _check_paths(source: Path, destination: Path, overwrite: bool) -> None:
 @contextmanager
 def new_directory(destination: Path, overwrite: bool = False) -> Iterator[Path]:
     """A directory to fill, which becomes `destination` at the end, on disk; after an error nothing is left of it."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise OSError(f"{destination}: cannot be made: {error.strerror}") from error
     try:
         directory = scratch / destination.name
         directory.mkdir()

@@ -23,6 +23,8 @@ Handler = Callable[[nn.Module, Config], nn.Module]
 
 _HANDLERS: dict[type[AOBaseConfig], Handler[AOBaseConfig]] = {}
 
+LEFT_OUT = "filter_fn leaves it out"
+
 
 @dataclass(frozen=True)
 class QuantizedWeight:
@@ -223,7 +225,7 @@ def _decide(candidate: _Candidate, param: Tensor, config: AOBaseConfig, filter_f
         exact = False
         selects = is_linear if filter_fn is None else filter_fn(module, candidate.module_fqn)
         if name == "weight" and isinstance(module, (nn.Linear, nn.Embedding)):
-            candidate.reason = "filter_fn leaves it out" if filter_fn else ""
+            candidate.reason = LEFT_OUT if filter_fn else ""
             chosen = config if selects else None
     unsuitable = _unsuitable(module, name, param)
     candidate.wanted = chosen is not None and (is_linear or exact)

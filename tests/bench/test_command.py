@@ -49,7 +49,8 @@ def test_end_to_end(tmp_path, monkeypatch):
         assert text in result.output
 
 
-def test_interrupted(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tmp_path, number):
     file = tmp_path / "bench.json"
     arguments = ["--shapes", "64x128", "--m", "1,2,3,4,5,6,7,8", "--rounds", "50", "--only", "aoq int8", "--json", file]
     code = """
@@ -69,7 +70,7 @@ main()
         env=ENVIRONMENT,
     )
     assert process.stderr.readline() == "a round\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "these are the figures so far" in stderr and "Traceback" not in stderr
@@ -90,6 +91,9 @@ main()
         (["--only", "tensorflow"], "--only: expected part of one of aoq int4"),
         (["--model", "/no/such/model"], "--model: /no/such/model has no config.json"),
         (["--random-model", "gpt-9"], "--random-model: expected one of smollm2-135m"),
+        (["--json", "/proc/none/bench.json"], "/proc/none"),
+        (["--plot", "/proc/none/bench.png"], "/proc/none"),
+        (["--json", "/"], "Is a directory: '/'"),
         (["--plot", "roofline.xyz"], "--plot: expected a file name that ends in .png"),
         (["--python", "torch"], "--python: expected PEER=PYTHON"),
         (["--python", "torch=/no/such/python"], "--python: expected PEER=PYTHON"),
@@ -100,6 +104,23 @@ def test_errors(options, text):
     result = run(*options)
     assert result.exit_code == 1
     assert text in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_what_may_be_written_is_left_as_it_was(tmp_path):
+    command.check_writable(tmp_path / "new" / "bench.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "old.json").write_text("figures")
+    command.check_writable(tmp_path / "old.json")
+    assert (tmp_path / "old.json").read_text() == "figures"
+
+
+def test_who_may_not_be_realtime_is_told(monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(command.os, "sched_setscheduler", refuse)
+    result = run("--realtime")
+    assert (result.exit_code, result.stderr) == (1, "aoq: error: --realtime: only root may, or who has CAP_SYS_NICE\n")
 
 
 def test_a_virtual_environment_stands_for_its_python(tmp_path):

@@ -192,6 +192,14 @@ def test_base_model_of_a_causal_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(base(IDS).last_hidden_state, model.model(IDS).last_hidden_state)
 
 
+def test_a_config_json_that_promises_too_much(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = tiny_model(tmp_path)
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps(config | {"quantization_config": AoqConfig(CONFIG).to_dict()}))
+    load(plain)
+    assert "quantization_config is aoq's, but no weight in the checkpoint is quantized" in caplog.text
+
+
 @pytest.mark.parametrize("device_map", ["cpu", "auto"])
 def test_device_map(tmp_path: Path, device_map: str) -> None:
     bf16 = tiny_model(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,9 +119,27 @@ def check_plot(file: Path) -> None:
         raise ValueError(f"--plot: expected a file name that ends in .png, .svg or .pdf, got {file}")
 
 
+def be_realtime() -> None:
+    """Gives this process, and workers that it starts, real-time priority. Raises PermissionError, saying who may."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
+    except PermissionError as error:
+        raise PermissionError("--realtime: only root may, or who has CAP_SYS_NICE") from error
+
+
+def check_writable(file: Path | None) -> None:
+    """Raises OSError, naming the file, before anything is measured in vain."""
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = not file.exists()
+    file.open("a").close()
+    if new:
+        file.unlink()
+
+
 def write(report: Report, file: Path | None, plot: Path | None) -> None:
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(report.json(), indent=1) + "\n")
     if plot is not None:
         from .roofline import save

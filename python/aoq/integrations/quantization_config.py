@@ -17,7 +17,7 @@ from torch import nn
 from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, FqnToConfig, config_from_dict, config_to_dict
-from aoq.quantize import check_rules, plan
+from aoq.quantize import LEFT_OUT, SkippedWeight, check_rules, plan
 
 logger = logging.getLogger("aoq")
 
@@ -126,11 +126,13 @@ class AoqConfig:
             for owner in step.owners:
                 if owner.named or not self.skips(owner.module_fqn):
                     configs[owner.fqn] = step.config
-        reasons = {
-            weight.fqn: "in modules_to_not_convert" if self.skips(weight.fqn.rpartition(".")[0]) else weight.reason
-            for weight in skipped
-        }
-        return configs, reasons
+
+        def reason(weight: SkippedWeight) -> str:
+            if self.skips(weight.fqn.rpartition(".")[0]):
+                return "in modules_to_not_convert"
+            return "an embedding (include_embedding is off)" if weight.reason == LEFT_OUT else weight.reason
+
+        return configs, {weight.fqn: reason(weight) for weight in skipped}
 
 
 def register(table: ModuleType) -> None:
@@ -142,17 +144,21 @@ def register(table: ModuleType) -> None:
     framework = table.__name__.partition(".")[0]
 
     def quantizer(*args: Any, **kwargs: Any) -> Any:
-        _check_version(framework)
+        check_version(framework)
         return importlib.import_module(f"aoq.integrations.{framework}").AoqQuantizer(*args, **kwargs)
 
     table.AUTO_QUANTIZATION_CONFIG_MAPPING["aoq"] = AoqConfig
     table.AUTO_QUANTIZER_MAPPING["aoq"] = quantizer
 
 
-def _check_version(framework: str) -> None:
-    from packaging.requirements import Requirement
+def check_version(framework: str) -> None:
+    """Raises ImportError unless the framework is installed in a version that aoq's extra asks for."""
+    try:
+        installed = metadata.version(framework)
+    except metadata.PackageNotFoundError:
+        raise ImportError(f"this needs {framework}: pip install 'aoq[{framework}]'") from None
+    from packaging.requirements import Requirement  # every framework has it
 
-    installed = metadata.version(framework)
     for text in metadata.requires("aoq") or ():
         wanted = Requirement(text)
         if wanted.name == framework and not wanted.specifier.contains(installed, prereleases=True):

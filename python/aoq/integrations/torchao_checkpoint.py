@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from aoq.checkpoint import open_safetensors, read_json, stored_weights, weight_files
+from aoq.checkpoint import open_safetensors, read_config, read_json, stored_weights, weight_files
 from aoq.integrations.safetensors import is_torchao, unflatten_one
 from aoq.integrations.torchao_tensors import is_torchao as is_torchao_tensor
 from aoq.integrations.torchao_tensors import tensor_from_parts, tensor_from_torchao
@@ -27,9 +27,7 @@ class TorchaoDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"{path}: no config.json in it")
-        self.settings = read_json(path / "config.json").get("quantization_config") or {}
+        self.settings = read_config(path).get("quantization_config") or {}
         if self.settings.get("quant_method") != "torchao":
             raise ValueError(f"{path}: expected a checkpoint of torchao's, got {self.settings.get('quant_method')!r}")
         self.config: PreTrainedConfig = AutoConfig.from_pretrained(path)

@@ -11,6 +11,7 @@ embeddings stay as they are unless asked for.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
 from transformers.quantizers.base import HfQuantizer
 
-from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
+from aoq.checkpoint import StoredWeight, read_config, stored_weights, weight_files
 from aoq.config import AOBaseConfig
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import flatten, unflatten_one
 from aoq.quantize import dequantize_
 from aoq.tensors.base import QuantizedTensor
+
+logger = logging.getLogger("aoq")
 
 
 class AoqQuantizer(HfQuantizer):
@@ -57,6 +60,8 @@ class AoqQuantizer(HfQuantizer):
             self.model = model
             weights = stored_weights(Path(file) for file in checkpoint_files or ())
             self.stored = {name: weight for name, weight in weights.items() if weight.description}
+            if weights and not self.stored:
+                logger.warning("quantization_config is aoq's, but no weight in the checkpoint is quantized")
         else:
             self._choose(model)
 
@@ -69,10 +74,11 @@ class AoqQuantizer(HfQuantizer):
         """Decides about every parameter of `model`, which is still empty."""
         config = self.quantization_config
         if config.modules_to_not_convert is None:
-            config.modules_to_not_convert = self._default_skips(model)
+            config.modules_to_not_convert = self.default_skips(model)
         self.configs, self.skipped = config.choose(model)
 
-    def _default_skips(self, model: PreTrainedModel) -> list[str]:
+    def default_skips(self, model: PreTrainedModel) -> list[str]:
+        """Modules that stay as they are unless told otherwise: the output layer, what is tied, what is to be fp32."""
         if self.quantization_config.include_embedding:
             return []
         kept = self.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
@@ -234,8 +240,10 @@ def load_model(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeni
     Raises OSError or ValueError, naming the file or the weight, unless all of it is there.
     """
     directory = Path(directory)
-    stored_weights(weight_files(directory))
-    read_json(directory / "config.json")
+    stored = stored_weights(weight_files(directory))
+    described = read_config(directory).get("quantization_config")
+    if not described and any(weight.description for weight in stored.values()):
+        raise ValueError(f"{directory}: has quantized weights, but its config.json has no quantization_config")
     loaded: Any
     model: Any
     model, loaded = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)  # type: ignore[misc]

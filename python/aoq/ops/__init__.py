@@ -5,6 +5,9 @@ from pathlib import Path
 
 import torch
 
+if torch.__version__ < "2.10":  # compared as versions are
+    raise ImportError(f"aoq needs torch >= 2.10, got {torch.__version__}")
+
 from aoq import _C
 
 _libaoq_cuda = Path(_C.__file__).with_name("libaoq_cuda.so")
