@@ -6,15 +6,9 @@
 #include "core/dense_mm.h"
 #include "core/dense_mm_plan.h"
 #include "core/packed_mm_entry.h"
-#include "core/quantize_rows.h"
+#include "core/quantize_x.h"
 
 namespace aoq {
-
-struct DenseCodes {
-  Codes x, w;
-  bool per_tensor;  // x's scale
-  float lb, ub;     // of the absmax that makes it
-};
 
 // The kernels that run here, as `config` counts and `_C.cuda_kernels` lists them.
 template <size_t N>
@@ -49,16 +43,16 @@ struct DenseKernels {
   }
 };
 
-inline const char* text_of(const DenseCodes& codes) {
-  if (codes.x == Codes::int8) return "";
-  if (codes.x == Codes::e5m2) return codes.w == Codes::e5m2 ? "e5m2 and e5m2" : "e5m2 and e4m3";
+inline const char* text_of(const MmCodes& codes) {
+  if (codes.x.codes == Codes::int8) return "";
+  if (codes.x.codes == Codes::e5m2) return codes.w == Codes::e5m2 ? "e5m2 and e5m2" : "e5m2 and e4m3";
   return codes.w == Codes::e5m2 ? "e4m3 and e5m2" : "e4m3 and e4m3";
 }
 
 template <size_t N, size_t Q>
 Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
                 const CudaKernel<QuantizeRowsCudaKernel> (&quantizers)[Q], const PackedOperands& t, int64_t n,
-                const DenseCodes& codes, int64_t config) {
+                const MmCodes& codes, int64_t config) {
   check_value(t.x.is_cuda(), op, "x", "expected the device of packed, ", device_name(t.packed), ", got ",
               device_name(t.x));
   const OnDevice on(t.x, op);
@@ -72,29 +66,16 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
     const Device model = device_of(t.x, on.capability, op);
     const dense::Device device{on.capability, model.multiprocessors, model.bytes_per_ns};
     const dense::Problem problem{
-        args.m, args.n, pitch, args.out_dtype == Dtype::f32, codes.x == Codes::e5m2, codes.w == Codes::e5m2};
+        args.m, args.n, pitch, args.out_dtype == Dtype::f32, codes.x.codes == Codes::e5m2, codes.w == Codes::e5m2};
     const DenseKernels<N> here(kernels, on.capability);
 
     const Tensor x_codes = torch::stable::new_empty(t.x, {args.m, pitch}, ScalarType::Char);
-    const Tensor x_scale = torch::stable::new_empty(t.x, {codes.per_tensor ? 1 : args.m}, ScalarType::Float);
+    const Tensor x_scale = torch::stable::new_empty(t.x, {codes.x.per_tensor ? 1 : args.m}, ScalarType::Float);
     const Tensor x_zero = torch::stable::new_empty(t.x, {args.x_asymmetric ? args.m : 0}, ScalarType::Float);
-    const Tensor ranges = torch::stable::new_empty(t.x, {codes.per_tensor ? kPartialRanges : 0}, ScalarType::Float);
-    QuantizeRows rows{};
-    rows.m = args.m;
-    rows.k = args.k;
-    rows.source = RowSource::given;
-    rows.x = args.x;
-    rows.x_dtype = args.x_dtype;
-    rows.x_stride = args.x_stride;
-    rows.codes = codes.x;
-    rows.asymmetric = args.x_asymmetric;
-    rows.per_tensor = codes.per_tensor;
-    rows.lb = codes.lb;
-    rows.ub = codes.ub;
-    rows.qdata = static_cast<uint8_t*>(x_codes.mutable_data_ptr());
-    rows.scale = x_scale.mutable_data_ptr();
-    rows.zero_point = x_zero.mutable_data_ptr();
-    rows.scale_dtype = Dtype::f32;
+    const Tensor ranges = torch::stable::new_empty(t.x, {codes.x.per_tensor ? kPartialRanges : 0}, ScalarType::Float);
+    auto* const scale = static_cast<float*>(x_scale.mutable_data_ptr());
+    auto* const zero = static_cast<float*>(x_zero.mutable_data_ptr());
+    QuantizeRows rows = quantize_x(args, codes.x, static_cast<uint8_t*>(x_codes.mutable_data_ptr()), scale, zero);
     rows.padded = true;
     rows.workspace = static_cast<float*>(ranges.mutable_data_ptr());
     select(quantizers, on.capability)(rows, on.stream);
@@ -105,9 +86,9 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
     mm.k = pitch;
     mm.x = rows.qdata;
     mm.w = args.packed;
-    mm.x_scale = static_cast<const float*>(rows.scale);
-    mm.x_scale_stride = codes.per_tensor ? 0 : 1;
-    mm.x_zero = args.x_asymmetric ? static_cast<const float*>(rows.zero_point) : nullptr;
+    mm.x_scale = scale;
+    mm.x_scale_stride = codes.x.per_tensor ? 0 : 1;
+    mm.x_zero = args.x_asymmetric ? zero : nullptr;
     mm.scale = args.scale;
     mm.scale_dtype = args.scale_dtype;
     mm.w_sum = args.w_sum;

@@ -13,7 +13,7 @@
 
 namespace aoq {
 
-// The largest code of what `dtype` names.
+// The codes that `dtype` names.
 inline Codes codes_of(ScalarType dtype, bool with_int8, const char* op, const char* name = "dtype") {
   if (dtype == ScalarType::Float8_e4m3fn) return Codes::e4m3;
   if (dtype == ScalarType::Float8_e5m2) return Codes::e5m2;

@@ -8,6 +8,7 @@
 #include "core/kernel.h"
 #include "core/packed_mm_entry.h"
 #include "core/parallel.h"
+#include "core/quantize_x.h"
 #include "fp8_mm/fp8_mm_entry.h"
 
 namespace aoq {
@@ -34,32 +35,18 @@ void widen(const uint8_t* codes, int64_t count, uint16_t* out) {
 }
 
 // What differs from fp8_weight_mm: x becomes its codes, rows of out get its scales.
-void multiply(PackedMm args, const Fp8Options& options) {
+void multiply(PackedMm args, const XCodes& x_to) {
   const Scratch<uint8_t> qdata(args.m * args.k);
   const Scratch<uint16_t> values(args.m * args.k);
-  const Scratch<float> scale(options.per_tensor ? 1 : args.m);
-  QuantizeRows rows{};
-  rows.m = args.m;
-  rows.k = args.k;
-  rows.source = RowSource::given;
-  rows.x = args.x;
-  rows.x_dtype = args.x_dtype;
-  rows.x_stride = args.x_stride;
-  rows.codes = options.x;
-  rows.per_tensor = options.per_tensor;
-  rows.lb = options.lb;
-  rows.ub = options.ub;
-  rows.qdata = qdata.get();
-  rows.scale = scale.get();
-  rows.scale_dtype = Dtype::f32;
-  select(kQuantizers)(rows);
-  options.x == Codes::e5m2 ? widen<E5m2>(qdata.get(), args.m * args.k, values.get())
-                           : widen<E4m3>(qdata.get(), args.m * args.k, values.get());
+  const Scratch<float> scale(x_to.per_tensor ? 1 : args.m);
+  select(kQuantizers)(quantize_x(args, x_to, qdata.get(), scale.get(), nullptr));
+  x_to.codes == Codes::e5m2 ? widen<E5m2>(qdata.get(), args.m * args.k, values.get())
+                            : widen<E4m3>(qdata.get(), args.m * args.k, values.get());
   args.x = values.get();
   args.x_dtype = Dtype::bf16;
   args.x_stride = args.k;
   args.x_scale = scale.get();
-  args.x_scale_stride = options.per_tensor ? 0 : 1;
+  args.x_scale_stride = x_to.per_tensor ? 0 : 1;
   select(kKernels)(args);
 }
 
@@ -68,11 +55,11 @@ Tensor fp8_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const 
               std::optional<double> lb, std::optional<double> ub, int64_t config) {
   constexpr const char* op = "fp8_mm";
   check_value(config == -1, op, "config", "expected -1, as the CPU's kernels have none, got ", config);
-  const Fp8Options options = fp8_options(w_dtype, x_dtype, granularity, lb, ub);
+  const MmCodes codes = fp8_codes(w_dtype, x_dtype, granularity, lb, ub);
   return packed_mm(op, {x, packed, scale, {}, {}, bias}, n, 0, int8::kUnitK, [&] {
     return [&](PackedMm args) {
-      args.w_e5m2 = options.w == Codes::e5m2;
-      multiply(args, options);
+      args.w_e5m2 = codes.w == Codes::e5m2;
+      multiply(args, codes.x);
     };
   });
 }

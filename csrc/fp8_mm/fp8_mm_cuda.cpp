@@ -24,9 +24,8 @@ const bool kRegistered = register_cuda_op("fp8_mm", kKernels);
 Tensor fp8_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
                    int64_t n, std::optional<ScalarType> w_dtype, std::optional<ScalarType> x_dtype,
                    const std::string& granularity, std::optional<double> lb, std::optional<double> ub, int64_t config) {
-  const Fp8Options options = fp8_options(w_dtype, x_dtype, granularity, lb, ub);
   return dense_mm("fp8_mm", kKernels, kQuantizers, {x, packed, scale, {}, {}, bias}, n,
-                  {options.x, options.w, options.per_tensor, options.lb, options.ub}, config);
+                  fp8_codes(w_dtype, x_dtype, granularity, lb, ub), config);
 }
 
 }  // namespace

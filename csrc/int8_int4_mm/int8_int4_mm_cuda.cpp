@@ -2,11 +2,10 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <limits>
-
 #include "core/autotune_cuda.h"
 #include "core/int4_cuda.h"
 #include "core/packed_mm_entry.h"
+#include "core/quantize_x.h"
 #include "int8_quantize/int8_quantize.h"
 
 namespace aoq {
@@ -43,29 +42,19 @@ void multiply(PackedMm args, const int4_config::Choice& choice, const Tensor& x,
   Tensor workspace = torch::stable::new_empty(x, {codes / 4 + rows + floats}, ScalarType::Float);
   auto* const memory = static_cast<float*>(workspace.mutable_data_ptr());
 
-  QuantizeRows quantize{};
-  quantize.m = args.m;
-  quantize.k = args.k;
-  quantize.x = args.x;
-  quantize.x_dtype = args.x_dtype;
-  quantize.x_stride = args.x_stride;
-  quantize.codes = Codes::int8;
-  quantize.asymmetric = args.x_asymmetric;
-  quantize.ub = std::numeric_limits<float>::infinity();
-  quantize.qdata = reinterpret_cast<uint8_t*>(memory);
-  quantize.scale = memory + codes / 4;
-  quantize.zero_point = memory + codes / 4 + args.m;
-  quantize.scale_dtype = Dtype::f32;
+  float* const x_scale = memory + codes / 4;
+  QuantizeRows quantize =
+      quantize_x(args, {Codes::int8}, reinterpret_cast<uint8_t*>(memory), x_scale, x_scale + args.m);
   quantize.permute = true;
   int8_quantize_sm80(quantize, device.stream);
   device.check_launch();
 
   args.x = quantize.qdata;
   args.x_stride = pitch;
-  args.x_scale = memory + codes / 4;
+  args.x_scale = x_scale;
   args.x_scale_stride = 1;
   args.x_zero = args.x_scale + args.m;
-  float* const sums = memory + codes / 4 + rows;
+  float* const sums = x_scale + rows;
   switch (choice.kernels) {
     case Kernels::wgmma: select(kWgmma, device.capability)({args, choice.wgmma, sums}, device.stream); break;
     case Kernels::wide: select(kWide, device.capability)({args, choice.wide, sums}, device.stream); break;

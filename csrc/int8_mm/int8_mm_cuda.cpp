@@ -23,7 +23,7 @@ const bool kRegistered = register_cuda_op("int8_mm", kKernels);
 Tensor int8_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& w_sum,
                     const std::optional<Tensor>& bias, int64_t n, int64_t config) {
   return dense_mm("int8_mm", kKernels, kQuantizers, {x, packed, scale, {}, w_sum, bias}, n,
-                  {Codes::int8, Codes::int8, false, 0, 0}, config);
+                  {{Codes::int8}, Codes::int8}, config);
 }
 
 }  // namespace
