@@ -3,6 +3,14 @@ import pytest
 from aoq import _C
 
 
+def pytest_generate_tests(metafunc):
+    """A class of tests has its `shapes` and `variants`."""
+    for name in ("shape", "variant"):
+        values = getattr(metafunc.cls, f"{name}s", None)
+        if values is not None and name in metafunc.fixturenames:
+            metafunc.parametrize(name, values, ids=str)
+
+
 @pytest.fixture(autouse=True)
 def _restore_isa():
     before = _C.isa()
