@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aoq import AoqConfig, Int4Tensor, Int4WeightOnlyConfig
 from aoq.checkpoint import INDEX, stored_weights, weight_files
@@ -77,7 +77,7 @@ def test_embedding_and_dtype(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
 
 
-def write_gguf(source: Path, file: Path) -> None:
+def write_gguf(source: Path, file: Path, tokenizer: bool = False) -> None:
     """A Llama checkpoint as llama.cpp writes it: its names, and the rows of q and k in its order for RoPE."""
     config = json.loads((source / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -91,6 +91,10 @@ def write_gguf(source: Path, file: Path) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
+    if tokenizer:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list([*(f"t{i}" for i in range(config["vocab_size"] - 4)), "a", "b", "ab", "ba"])
+        writer.add_token_merges(["a b", "b a"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in tensors(source).items():
         w = tensor.float().numpy()
@@ -114,6 +118,15 @@ def test_gguf(tmp_path: Path, tied: bool) -> None:
     ids = torch.tensor([[1, 5, 9, 3]])
     logits = [AutoModelForCausalLM.from_pretrained(path)(ids).logits for path in (tmp_path / "out", expected)]
     assert torch.equal(*logits)
+
+
+def test_gguf_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gguf(tiny_model(tmp_path), tmp_path / "model.gguf", tokenizer=True)
+    parse, parsed = gguf.GGUFReader.__init__, []
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", lambda *args: (parsed.append(args[1:]), parse(*args))[1])
+    quantize_checkpoint(tmp_path / "model.gguf", tmp_path / "out", CONFIG)
+    assert parsed == [(tmp_path / "model.gguf",)]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("ab").input_ids == [158]
 
 
 @pytest.mark.model

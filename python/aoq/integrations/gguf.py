@@ -1,13 +1,19 @@
 """GGUF files as a source of weights: one dequantized tensor at a time, under transformers' names.
 
-Names, config and tokenizer come from transformers' own GGUF support, the block formats from the `gguf` package.
+Names, config and tokenizer come from transformers' own GGUF support, the block formats from the `gguf` package. A file
+is parsed once, which takes seconds for a large vocabulary: transformers, which parses it for each thing it is asked,
+is given what there is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import gguf
 import torch
 from gguf import GGUFReader, dequantize
 from torch import Tensor
@@ -29,7 +35,8 @@ class GgufFile:
         self.path = path
         try:
             self.reader = GGUFReader(path)
-            self.config: PreTrainedConfig = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+            with self._parsed():
+                self.config: PreTrainedConfig = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         except Exception as error:  # what a damaged file runs into first is anyone's guess
             raise ValueError(f"{path}: damaged, or not a GGUF file that transformers reads: {error}") from error
         if not self.config.architectures:
@@ -61,7 +68,19 @@ class GgufFile:
         self.config.save_pretrained(directory)
         GenerationConfig.from_model_config(self.config).save_pretrained(directory)
         if "tokenizer.ggml.model" in self.reader.fields:
-            AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name).save_pretrained(directory)
+            with self._parsed():
+                tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+            tokenizer.save_pretrained(directory)
+
+    @contextmanager
+    def _parsed(self) -> Iterator[None]:
+        """Whoever opens the file in it gets the reader that there is."""
+
+        def reader(path: str, *args: Any) -> GGUFReader:
+            return self.reader if Path(path).samefile(self.path) else GGUFReader(path, *args)
+
+        with mock.patch.object(gguf, "GGUFReader", reader):
+            yield
 
     def _mapping(self, model: PreTrainedModel) -> tuple[TensorProcessor, dict[str, str]]:
         """What adapts this architecture's tensors, and the model's name for each of them."""
