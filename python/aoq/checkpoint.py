@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from aoq.config import decode
 from aoq.integrations.safetensors import is_quantized, is_torchao, part_name, unflatten_one
-from aoq.tensors.base import QuantizedTensor, dtype_name
+from aoq.ops.dtypes import dtype_name
+from aoq.tensors.base import QuantizedTensor
 
 _DTYPES = {
     "F64": torch.float64,

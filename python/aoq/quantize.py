@@ -14,8 +14,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from aoq.config import AOBaseConfig, FqnToConfig, near
+from aoq.ops.dtypes import FLOAT_DTYPES
 from aoq.progress import track
-from aoq.tensors.base import ACTIVATION_DTYPES, QuantizedTensor
+from aoq.tensors.base import QuantizedTensor
 
 Config = TypeVar("Config", bound=AOBaseConfig)
 FilterFn = Callable[[nn.Module, str], bool]
@@ -251,7 +252,7 @@ def _unsuitable(module: nn.Module, name: str, param: Tensor) -> str:
         return f"a {type(param).__name__}"
     if param.dim() < 2 or param.numel() == 0:
         return f"shape {tuple(param.shape)}"
-    if param.dtype not in ACTIVATION_DTYPES:
+    if param.dtype not in FLOAT_DTYPES:
         return f"dtype {param.dtype}"
     return ""
 

@@ -24,8 +24,9 @@ from aoq.checkpoint import StoredWeight, stored_weights, weight_files
 from aoq.config import AOBaseConfig, FqnToConfig
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import unflatten_one
+from aoq.ops.dtypes import FLOAT_DTYPES
 from aoq.quantize import check_names
-from aoq.tensors.base import ACTIVATION_DTYPES, QuantizedTensor
+from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.int4 import Int4WeightOnlyConfig
 from aoq.tensors.module import WeightModule, weight_module
 
@@ -122,7 +123,7 @@ class ServingConfig(ABC):
         return "aoq"
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        return list(ACTIVATION_DTYPES)
+        return list(FLOAT_DTYPES)
 
     @classmethod
     def get_min_capability(cls) -> int:

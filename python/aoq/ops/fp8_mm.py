@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from aoq.ops.fp8_quantize import fp8_quantize_reference
 from aoq.ops.fp8_weight_mm import fp8_dequantize_packed
 from aoq.ops.int8_pack import packed_shape
 from aoq.ops.int8_unpack import int8_unpack_reference
-from aoq.ops.packed import packed_mm, packed_mm_fake
+from aoq.ops.packed import mm_reference, packed_mm, packed_mm_fake
 
 _op = torch.ops.aoq.fp8_mm.default
 
@@ -49,7 +51,12 @@ def fp8_mm(
         ValueError, TypeError: an operand has a wrong shape, device or dtype; the text names it.
     """
     sizes = (n, w_dtype, x_dtype, granularity, lb, ub)
-    return packed_mm(_op, fp8_dequantize_packed, x, (packed, scale), bias, *sizes)
+    return packed_mm(_op, _dequantize, x, (packed, scale), bias, *sizes)
+
+
+def _dequantize(packed: Tensor, scale: Tensor, n: int, w_dtype: torch.dtype, *x_options: Any) -> Tensor:
+    *_, k, dtype = x_options
+    return fp8_dequantize_packed(packed, scale, n, w_dtype, k, dtype)
 
 
 @torch.library.register_fake("aoq::fp8_mm")  # type: ignore[untyped-decorator]
@@ -82,8 +89,6 @@ def fp8_mm_reference(
     ub: float | None = None,
 ) -> Tensor:
     """The reference for `fp8_mm` in PyTorch: fp64 products and sums."""
-    k = x.shape[-1]
-    w = fp8_dequantize_packed(packed, scale, n, w_dtype, k, torch.float64, unpack=int8_unpack_reference)
+    w = fp8_dequantize_packed(packed, scale, n, w_dtype, x.shape[-1], torch.float64, int8_unpack_reference)
     codes, x_scale = fp8_quantize_reference(x, granularity, x_dtype, lb, ub)
-    out = codes.double() @ w.t() * x_scale.double()
-    return (out if bias is None else out + bias.double()).to(x.dtype)
+    return mm_reference(codes.double() * x_scale.double(), w, bias, x.dtype)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aoq.ops.dtypes import check_rows
 from aoq.ops.errors import raises_typed
 
-FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 EPS = 1e-12  # the smallest absmax, so that zeros give zeros
 
 
@@ -49,18 +49,9 @@ def _(
     lb: float | None = None,
     ub: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_floats("fp8_quantize", x=x)
+    check_rows("fp8_quantize", "x", x)
     scale = x.new_empty((*x.shape[:-1], 1) if granularity == "row" else (), dtype=torch.float32)
     return x.new_empty(x.shape, dtype=dtype or torch.float8_e4m3fn), scale
-
-
-def check_floats(op: str, **operands: Tensor) -> None:
-    """What the kernels would refuse, for fake kernels, so that a meta tensor is no surprise once it is real."""
-    floats = (torch.bfloat16, torch.float16, torch.float32)
-    for name, x in operands.items():
-        got = x.dtype
-        torch._check_type(got in floats, lambda: f"aoq::{op}: {name}: expected one of {floats}, got {got}")  # noqa: B023
-        torch._check_value(x.dim() >= 1, lambda: f"aoq::{op}: {name}: expected shape [..., k], got a scalar")  # noqa: B023
 
 
 def fp8_quantize_reference(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from aoq.ops.fp8_quantize import fp8_dequantize
 from aoq.ops.int8_pack import packed_shape
 from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
-from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.packed import mm_reference, packed_mm, packed_mm_fake, untile_scale
 
 _op = torch.ops.aoq.fp8_weight_mm.default
 
@@ -43,12 +45,16 @@ def fp8_weight_mm(
 
 
 def fp8_dequantize_packed(
-    packed: Tensor, scale: Tensor, n: int, w_dtype: torch.dtype, *sizes: object, unpack: object = int8_unpack
+    packed: Tensor,
+    scale: Tensor,
+    n: int,
+    w_dtype: torch.dtype,
+    k: int,
+    dtype: torch.dtype,
+    unpack: Callable[[Tensor, int, int], Tensor] = int8_unpack,
 ) -> Tensor:
-    """The weight that `packed` and `scale` stand for; `sizes` ends in k and the dtype of the result."""
-    *_, k, dtype = sizes
-    codes: Tensor = unpack(packed, n, k)  # type: ignore[operator]
-    return fp8_dequantize(codes.view(w_dtype), untile_scale(scale, n), dtype)  # type: ignore[arg-type]
+    """The weight [n, k] that the op multiplies with, in `dtype`."""
+    return fp8_dequantize(unpack(packed, n, k).view(w_dtype), untile_scale(scale, n), dtype)
 
 
 @torch.library.register_fake("aoq::fp8_weight_mm")  # type: ignore[untyped-decorator]
@@ -73,7 +79,5 @@ def fp8_weight_mm_reference(
     w_dtype: torch.dtype = torch.float8_e4m3fn,
 ) -> Tensor:
     """The reference for `fp8_weight_mm` in PyTorch: fp64 products and sums."""
-    k = x.shape[-1]
-    w = fp8_dequantize_packed(packed, scale, n, w_dtype, k, torch.float64, unpack=int8_unpack_reference)
-    out = x.double() @ w.t()
-    return (out if bias is None else out + bias.double()).to(x.dtype)
+    w = fp8_dequantize_packed(packed, scale, n, w_dtype, x.shape[-1], torch.float64, int8_unpack_reference)
+    return mm_reference(x.double(), w, bias, x.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 from aoq.ops.int4_pack import packed_shape
 from aoq.ops.int4_quantize import int4_dequantize
 from aoq.ops.int4_unpack import int4_unpack, int4_unpack_reference
-from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.packed import mm_reference, packed_mm, packed_mm_fake, untile_scale
 
 _op = torch.ops.aoq.int4_mm.default
 
@@ -28,7 +28,7 @@ def int4_mm(
 
     Args:
         x: [..., k] bf16, fp16 or fp32, any strides; zero rows are fine.
-        packed: uint8 [ceil(n / 16), ceil(k / 8), 64] from `int4_pack`.
+        packed: from `int4_pack`, on the device of `x`.
         scale: [ceil(n / 16), G, 16] from `tile_scale`, G = ceil(k / group_size), bf16, fp16 or fp32.
         zero_point: like `scale`, or None for 8.
         bias: [n] bf16, fp16 or fp32, or None.
@@ -79,5 +79,5 @@ def int4_mm_reference(
     k = x.shape[-1]
     zero_point = None if zero_point is None else untile_scale(zero_point, n).double()
     qdata, scale = int4_unpack_reference(packed, n, k), untile_scale(scale, n).double()
-    out = x.double() @ int4_dequantize(qdata, scale, zero_point, group_size, k, torch.float64).t()
-    return (out if bias is None else out + bias.double()).to(x.dtype)
+    w = int4_dequantize(qdata, scale, zero_point, group_size, k, torch.float64)
+    return mm_reference(x.double(), w, bias, x.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from aoq.ops.dtypes import check_floats
 from aoq.ops.errors import raises_typed
 
 QMAX = 15
@@ -52,9 +53,7 @@ def int4_quantize(
 def _(
     w: Tensor, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # What the kernels would refuse, so that a meta weight is no surprise once it is real.
-    floats = (torch.bfloat16, torch.float16, torch.float32)
-    torch._check_type(w.dtype in floats, lambda: f"aoq::int4_quantize: w: expected one of {floats}, got {w.dtype}")
+    check_floats("int4_quantize", "w", w)
     torch._check_value(w.dim() == 2, lambda: f"aoq::int4_quantize: w: expected shape [n, k], got {tuple(w.shape)}")
     n, k = w.shape
     torch._check_value(

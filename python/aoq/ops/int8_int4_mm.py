@@ -36,7 +36,7 @@ def int8_int4_mm(
 
     Args:
         x: [..., k] bf16, fp16 or fp32, any strides; zero rows are fine. A row with NaN or Inf gives NaN.
-        packed: uint8 [ceil(n / 16), ceil(k / 8), 64] from `int4_pack`.
+        packed: from `int4_pack`, on the device of `x`.
         scale: [ceil(n / 16), G, 16] from `tile_scale`, G = ceil(k / group_size), bf16, fp16 or fp32.
         zero_point: like `scale`, or None for 8.
         w_sum: fp32 [n], the sum over k of the dequantized weight, to quantize `x` asymmetrically; None for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aoq.ops.dtypes import check_rows
 from aoq.ops.errors import raises_typed
 
 QMIN, QMAX = -128, 127
@@ -38,10 +39,7 @@ def int8_quantize(
 
 @torch.library.register_fake("aoq::int8_quantize")  # type: ignore[untyped-decorator]
 def _(x: Tensor, mapping: str = "symmetric", scale_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    # What the kernels would refuse, so that a meta tensor is no surprise once it is real.
-    floats = (torch.bfloat16, torch.float16, torch.float32)
-    torch._check_type(x.dtype in floats, lambda: f"aoq::int8_quantize: x: expected one of {floats}, got {x.dtype}")
-    torch._check_value(x.dim() >= 1, lambda: "aoq::int8_quantize: x: expected shape [..., k], got a scalar")
+    check_rows("int8_quantize", "x", x)
     scale = x.new_empty((*x.shape[:-1], 1), dtype=scale_dtype or torch.float32)
     zero_point = scale.new_empty((*x.shape[:-1], 0 if mapping == "symmetric" else 1))
     return x.new_empty(x.shape, dtype=torch.int8), scale, zero_point

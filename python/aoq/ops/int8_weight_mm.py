@@ -8,7 +8,7 @@ from torch import Tensor
 from aoq.ops.int8_pack import packed_shape
 from aoq.ops.int8_quantize import int8_dequantize
 from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
-from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.packed import mm_reference, packed_mm, packed_mm_fake, untile_scale
 
 _op = torch.ops.aoq.int8_weight_mm.default
 
@@ -46,5 +46,5 @@ def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int) -> 
 def int8_weight_mm_reference(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int) -> Tensor:
     """The reference for `int8_weight_mm` in PyTorch: fp64 products and sums."""
     qdata = int8_unpack_reference(packed, n, x.shape[-1])
-    out = x.double() @ int8_dequantize(qdata, untile_scale(scale, n), None, torch.float64).t()
-    return (out if bias is None else out + bias.double()).to(x.dtype)
+    w = int8_dequantize(qdata, untile_scale(scale, n), None, torch.float64)
+    return mm_reference(x.double(), w, bias, x.dtype)

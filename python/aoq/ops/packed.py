@@ -66,6 +66,12 @@ def packed_mm_fake(
     return x.new_empty((*x.shape[:-1], n))
 
 
+def mm_reference(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`x @ w.T + bias` of fp64 `x` [..., k] and `w` [n, k], rounded once, to `dtype`."""
+    out = x @ w.t()
+    return (out if bias is None else out + bias.double()).to(dtype)
+
+
 def _check_devices(op: OpOverload, x: Tensor, *others: Tensor | None) -> None:
     for argument, operand in zip(op._schema.arguments[1:], others, strict=False):
         if operand is not None and operand.device != x.device:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aoq.ops.dtypes import check_rows
 from aoq.ops.errors import raises_typed
-from aoq.ops.fp8_quantize import check_floats, fp8_quantize_reference
-from aoq.ops.int8_quantize import int8_quantize_reference
+from aoq.ops.quantize_rows import quantized_rows_fake, quantized_rows_reference
 
 
 @raises_typed
@@ -61,23 +61,9 @@ def _(
     sum_group: int = 0,
     permute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_floats("rmsnorm_quantize", x=x)
+    check_rows("rmsnorm_quantize", "x", x)
     residual_out = x.new_empty((*x.shape[:-1], 0 if residual is None else x.shape[-1]))
-    return *quantized_fake(x, dtype, mapping, sum_group, permute), residual_out
-
-
-def quantized_fake(
-    x: Tensor, dtype: torch.dtype, mapping: str, sum_group: int, permute: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """qdata, scale, zero_point and group_sum for rows like those of `x`, without values."""
-    *rows, k = x.shape
-    floats = x.new_empty((*rows, 1), dtype=torch.float32)
-    return (
-        x.new_empty((*rows, -(-k // 16) * 16 if permute else k), dtype=dtype),
-        floats,
-        floats.new_empty((*rows, 0 if mapping == "symmetric" else 1)),
-        floats.new_empty((*rows, -(-k // sum_group) if sum_group else 0)),
-    )
+    return *quantized_rows_fake(x, dtype, mapping, sum_group, permute), residual_out
 
 
 def rmsnorm_quantize_reference(
@@ -93,26 +79,5 @@ def rmsnorm_quantize_reference(
     """The reference for `rmsnorm_quantize`: fp64 PyTorch up to the quantizer. A code may differ by one step."""
     h = x if residual is None else (x.float() + residual.float()).to(x.dtype)
     values = h.double() / (h.double().square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
-    parts = quantized_reference(values.float(), dtype, mapping, sum_group, permute)
+    parts = quantized_rows_reference(values.float(), dtype, mapping, sum_group, permute)
     return *parts, h[..., :0] if residual is None else h
-
-
-def quantized_reference(
-    values: Tensor, dtype: torch.dtype, mapping: str, sum_group: int, permute: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """qdata, scale, zero_point and group_sum of the rows of `values`, fp32."""
-    if dtype == torch.int8:
-        codes, scale, zero_point = int8_quantize_reference(values, mapping)
-    else:
-        codes, scale = fp8_quantize_reference(values, "row", dtype)
-        zero_point = scale[..., :0]
-    pad = torch.nn.functional.pad
-    group_sum = scale[..., :0]
-    if sum_group:
-        padded = pad(codes.double(), (0, -codes.shape[-1] % sum_group))
-        group_sum = padded.unflatten(-1, (-1, sum_group)).sum(-1).float()
-    if permute:
-        order = torch.tensor([2 * (p // 4) + p % 4 // 2 + 8 * (p % 2) for p in range(16)])
-        sixteens = pad(codes.view(torch.uint8), (0, -codes.shape[-1] % 16)).unflatten(-1, (-1, 16))
-        codes = sixteens[..., order].flatten(-2).view(dtype)
-    return codes, scale, zero_point, group_sum

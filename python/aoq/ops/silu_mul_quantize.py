@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aoq.ops.dtypes import check_rows
 from aoq.ops.errors import raises_typed
-from aoq.ops.fp8_quantize import check_floats
-from aoq.ops.rmsnorm_quantize import quantized_fake, quantized_reference
+from aoq.ops.quantize_rows import quantized_rows_fake, quantized_rows_reference
 
 
 @raises_typed
@@ -36,8 +36,9 @@ def silu_mul_quantize(
 def _(
     gate: Tensor, up: Tensor, dtype: torch.dtype, mapping: str = "symmetric", sum_group: int = 0, permute: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_floats("silu_mul_quantize", gate=gate, up=up)
-    return quantized_fake(gate, dtype, mapping, sum_group, permute)
+    check_rows("silu_mul_quantize", "gate", gate)
+    check_rows("silu_mul_quantize", "up", up)
+    return quantized_rows_fake(gate, dtype, mapping, sum_group, permute)
 
 
 def silu_mul_quantize_reference(
@@ -45,4 +46,4 @@ def silu_mul_quantize_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The reference for `silu_mul_quantize`: fp64 PyTorch up to the quantizer. A code may differ by one step."""
     values = torch.nn.functional.silu(gate.double()) * up.double()
-    return quantized_reference(values.float(), dtype, mapping, sum_group, permute)
+    return quantized_rows_reference(values.float(), dtype, mapping, sum_group, permute)

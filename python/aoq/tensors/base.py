@@ -18,28 +18,23 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from typing_extensions import Self
 
-Fn = TypeVar("Fn", bound=Callable[..., Any])
+from aoq.ops.dtypes import FLOAT_DTYPES, FP8_DTYPES, dtype_name
 
-ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
 def check_weight(w: Tensor) -> None:
     """Raises ValueError or TypeError unless `w` is a float weight [..., n, k] that configs quantize."""
     if w.dim() < 2 or w.numel() == 0:
         raise ValueError(f"w: expected 2 or more dimensions, none of them 0, got shape {tuple(w.shape)}")
-    if w.dtype not in ACTIVATION_DTYPES:
+    if w.dtype not in FLOAT_DTYPES:
         raise TypeError(f"w: expected bfloat16, float16 or float32, got {dtype_name(w.dtype)}")
 
 
 def check_scale_dtype(config: object, dtype: torch.dtype | None) -> None:
     """Raises TypeError unless `config` may store scales in `dtype`."""
-    if dtype not in (None, *ACTIVATION_DTYPES):
+    if dtype not in (None, *FLOAT_DTYPES):
         raise TypeError(f"{type(config).__name__}.scale_dtype: expected a float dtype, got {dtype}")
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 class QuantizedTensor(torch.Tensor):
@@ -74,7 +69,7 @@ class QuantizedTensor(torch.Tensor):
             setattr(self, name, part)
         self.weight_shape = tuple(shape)
         self.transposed = transposed
-        if dtype not in ACTIVATION_DTYPES:
+        if dtype not in FLOAT_DTYPES:
             raise TypeError(f"{type(self).__name__}: dtype: expected bfloat16, float16 or float32, got {dtype}")
         self.check()
 

@@ -11,13 +11,14 @@ from torch import Tensor
 from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Granularity, PerRow, PerTensor
+from aoq.ops.dtypes import FLOAT_DTYPES, FP8_DTYPES, dtype_name
 from aoq.ops.fp8_mm import fp8_mm
-from aoq.ops.fp8_quantize import FP8_DTYPES, fp8_dequantize, fp8_quantize
+from aoq.ops.fp8_quantize import fp8_dequantize, fp8_quantize
 from aoq.ops.fp8_weight_mm import fp8_weight_mm
 from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
 from aoq.ops.int8_unpack import int8_rows, int8_unpack
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
-from aoq.tensors.base import ACTIVATION_DTYPES, check_weight, dtype_name
+from aoq.tensors.base import check_weight
 from aoq.tensors.tiled import Part, TiledTensor
 
 GRANULARITIES = {PerRow(): "row", PerTensor(): "tensor"}
@@ -165,7 +166,7 @@ class Float8Tensor(TiledTensor):
             qdata, scale = (*lead, k), (*lead, 1)
         return {
             "qdata": (qdata, (packed_dtype(self.device) if self.packed else self.code_dtype,)),
-            "scale": (scale, ACTIVATION_DTYPES),
+            "scale": (scale, FLOAT_DTYPES),
         }
 
     def tiled_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:

@@ -11,12 +11,13 @@ from torch import Tensor
 from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Json, MappingType
+from aoq.ops.dtypes import FLOAT_DTYPES, dtype_name
 from aoq.ops.int4_mm import int4_mm
 from aoq.ops.int4_pack import int4_pack, packed_shape
 from aoq.ops.int4_quantize import int4_dequantize, int4_quantize
 from aoq.ops.int4_unpack import int4_rows, int4_unpack
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
-from aoq.tensors.base import ACTIVATION_DTYPES, check_scale_dtype, check_weight, dtype_name
+from aoq.tensors.base import check_scale_dtype, check_weight
 from aoq.tensors.tiled import Part, TiledTensor, map_parts
 
 
@@ -127,8 +128,8 @@ class Int4Tensor(TiledTensor):
             qdata, scale = (*lead, (k + 1) // 2), (*lead, groups)
         return {
             "qdata": (qdata, (torch.uint8,)),
-            "scale": (scale, ACTIVATION_DTYPES),
-            "zero_point": (None if self.zero_point is None else scale, ACTIVATION_DTYPES),
+            "scale": (scale, FLOAT_DTYPES),
+            "zero_point": (None if self.zero_point is None else scale, FLOAT_DTYPES),
         }
 
     def tiled_parts(self, qdata: Tensor, *scales: Tensor | None) -> list[Tensor | None]:

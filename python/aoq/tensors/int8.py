@@ -11,13 +11,14 @@ from torch import Tensor
 from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Granularity, MappingType, PerRow
+from aoq.ops.dtypes import FLOAT_DTYPES
 from aoq.ops.int8_mm import int8_mm
 from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize
 from aoq.ops.int8_unpack import int8_rows, int8_unpack
 from aoq.ops.int8_weight_mm import int8_weight_mm
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
-from aoq.tensors.base import ACTIVATION_DTYPES, check_scale_dtype, check_weight
+from aoq.tensors.base import check_scale_dtype, check_weight
 from aoq.tensors.tiled import Part, TiledTensor
 
 logger = logging.getLogger("aoq")
@@ -136,7 +137,7 @@ class Int8Tensor(TiledTensor):
             qdata, scale = (*lead, k), (*lead, 1)
         return {
             "qdata": (qdata, (packed_dtype(self.device) if self.packed else torch.int8,)),
-            "scale": (scale, ACTIVATION_DTYPES),
+            "scale": (scale, FLOAT_DTYPES),
             "w_sum": (None, ()) if self.act_mapping is None else w_sum_part(self, self.act_mapping),
         }
 

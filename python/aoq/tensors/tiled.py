@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from aoq.ops.dtypes import dtype_name
 from aoq.ops.kernels import kernels, why_none
 from aoq.ops.packed import TILE_N
-from aoq.tensors.base import QuantizedTensor, dtype_name
+from aoq.tensors.base import QuantizedTensor
 
 Part: TypeAlias = "tuple[tuple[int, ...] | None, tuple[torch.dtype, ...]]"  # shape, or None for no part; dtypes
 Parts: TypeAlias = Sequence[Tensor | None]
