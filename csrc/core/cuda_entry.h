@@ -5,6 +5,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <map>
+#include <mutex>
+
 #include "core/check.h"
 #include "core/cuda.h"
 #include "core/packed_mm_plan.h"
@@ -51,21 +54,28 @@ inline int attribute(cudaDeviceAttr which, int device, const char* op) {
   return value;
 }
 
-// What cost models ask of the device of x.
+// What cost models ask of the device of x; read once, since the driver asks the device itself for its clocks.
 inline Device device_of(const Tensor& x, int capability, const char* op) {
+  static std::mutex mutex;
+  static std::map<int, Device> known;
   const int index = x.get_device_index();
+  const std::lock_guard lock(mutex);
+  if (const auto found = known.find(index); found != known.end()) return found->second;
   auto value = [&](cudaDeviceAttr which) { return attribute(which, index, op); };
   // kHz and bits; twice a clock.
   const double rate = 2e-6 * value(cudaDevAttrMemoryClockRate) * value(cudaDevAttrGlobalMemoryBusWidth) / 8;
   // Multiply-adds of mma.sync, which reaches some 60% of Hopper's tensor cores.
   const double a_clock = capability == 86 || capability == 89 ? 512 : capability == 90 ? 1280 : 1024;
   const double clock = 1e-6 * value(cudaDevAttrClockRate);
-  return {value(cudaDevAttrMultiProcessorCount), rate > 0 ? rate : 1000, a_clock * (clock > 0 ? clock : 1.5)};
+  const Device device{value(cudaDevAttrMultiProcessorCount), rate > 0 ? rate : 1000,
+                      a_clock * (clock > 0 ? clock : 1.5)};
+  return known.emplace(index, device).first->second;
 }
 
-inline void check_device(const Tensor& tensor, const Tensor& like, const char* op, const char* operand) {
-  check_value(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), op, operand,
-              "expected a tensor on cuda:", like.get_device_index(), " like the others, got one on another device");
+// For what kernels read several bytes at a time: a view may begin anywhere in its memory.
+inline void check_aligned(const void* data, size_t bytes, const char* op, const char* operand) {
+  check_value(reinterpret_cast<uintptr_t>(data) % bytes == 0, op, operand, "expected memory aligned to ", bytes,
+              " bytes, got a view that is not");
 }
 
 }  // namespace aoq

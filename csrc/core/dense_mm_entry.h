@@ -28,7 +28,7 @@ struct DenseKernels {
         left_out = kernel.name;
       }
     }
-    if (!count) throw std::runtime_error(no_kernel(table[0].name, left_out, capability));
+    if (!count) throw std::runtime_error(no_kernel({table[N - 1].sm, table[N - 1].name}, left_out, capability));
   }
 
   bool takes(int config, const dense::Problem& problem) const { return dense::takes(tiles[config], problem); }
@@ -61,8 +61,7 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
     check_value(args.m < most, op, "x", "expected fewer than 2^31 - 1024 rows, got ", args.m);
     check_value(args.n < most, op, "n", "expected less than 2^31 - 1024, got ", args.n);
     check_value(args.k < most, op, "x", "expected fewer than 2^31 - 1024 columns, got ", args.k);
-    check_value(reinterpret_cast<uintptr_t>(args.packed) % 16 == 0, op, "packed",
-                "expected memory aligned to 16 bytes");
+    check_aligned(args.packed, 16, op, "packed");
     const Device model = device_of(t.x, on.capability, op);
     const dense::Device device{on.capability, model.multiprocessors, model.bytes_per_ns};
     const dense::Problem problem{

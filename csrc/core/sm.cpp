@@ -50,14 +50,14 @@ bool register_cuda_op(const char* op, std::vector<CudaKernelName> names) {
   return tables().emplace(op, std::move(names)).second;
 }
 
-std::string no_kernel(const char* first, const char* left_out, int capability) {
-  const std::string device = std::to_string(capability / 10) + "." + std::to_string(capability % 10);
+std::string no_kernel(const CudaKernelName& last, const char* left_out, int capability) {
+  auto text = [](int version) { return std::to_string(version / 10) + "." + std::to_string(version % 10); };
   if (left_out)
-    return std::string(left_out) + ", which compute capability " + device +
+    return std::string(left_out) + ", which compute capability " + text(capability) +
            " needs, is made with CUTLASS, and aoq was " +
            "built without: pip install --no-deps nvidia-cutlass==4.2.0.0, and build again";
-  return std::string(first) + " and its likes do not run on compute capability " + device +
-         ": aoq's CUDA kernels need 8.0 or more, and AOQ_SM to allow it";
+  return std::string(last.name) + " and its likes do not run on compute capability " + text(capability) +
+         ": they need " + text(static_cast<int>(last.sm)) + " or more, and AOQ_SM to allow it";
 }
 
 std::vector<std::string> cuda_kernel_names(const std::string& op, int capability) {

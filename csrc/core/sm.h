@@ -52,8 +52,9 @@ bool register_cuda_op(const char* op, const Tables&... tables) {
   return register_cuda_op(op, std::move(names));
 }
 
-// For the error of an op that none of its kernels can run: `left_out` names one that this build lacks, or is null.
-AOQ_API std::string no_kernel(const char* first, const char* left_out, int capability);
+// For the error of an op none of whose kernels can run: `last` needs the least of the device; `left_out` names one that
+// this build lacks, or is null.
+AOQ_API std::string no_kernel(const CudaKernelName& last, const char* left_out, int capability);
 
 template <class Function, size_t N>
 Function select(const CudaKernel<Function> (&kernels)[N], int capability) {
@@ -67,7 +68,7 @@ Function select(const CudaKernel<Function> (&kernels)[N], int capability) {
     last_kernel.store(kernel.name, std::memory_order_relaxed);
     return kernel.run;
   }
-  throw std::runtime_error(no_kernel(kernels[0].name, left_out, capability));
+  throw std::runtime_error(no_kernel({kernels[N - 1].sm, kernels[N - 1].name}, left_out, capability));
 }
 
 }  // namespace aoq

@@ -46,8 +46,7 @@ Tensor fp8_weight_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& s
   const OnDevice device(x, kOp);
   auto run = [&](PackedMm args) {
     check_value(args.k < int64_t{1} << 30, kOp, "x", "expected k below 2^30, got ", args.k);
-    check_value(reinterpret_cast<uintptr_t>(args.packed) % 16 == 0, kOp, "packed",
-                "expected memory aligned to 16 bytes");
+    check_aligned(args.packed, 16, kOp, "packed");
     args.w_e5m2 = e5m2;
     run_config(
         {kOp, config, int4_skinny::kConfigs, e5m2 ? "e5m2" : "e4m3"}, args, x, device,

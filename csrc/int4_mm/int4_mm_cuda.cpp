@@ -62,8 +62,9 @@ Tensor int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale, 
   const OnDevice device(x, kOp);
   auto run = [&](const PackedMm& args) {
     check_value(args.k < int64_t{1} << 30, kOp, "x", "expected k below 2^30, got ", args.k);
-    check_value(reinterpret_cast<uintptr_t>(args.packed) % 16 == 0, kOp, "packed",
-                "expected memory aligned to 16 bytes");
+    check_aligned(args.packed, 16, kOp, "packed");
+    check_aligned(args.scale, 4, kOp, "scale");
+    check_aligned(args.zero_point, 4, kOp, "zero_point");
     const bool zero = args.zero_point;
     const Shape shape{(args.x_dtype == Dtype::f32 ? kPlanes : 1) * args.m, args.n, args.k, args.group};
     const int4_config::Problem problem =

@@ -17,6 +17,7 @@ const bool kRegistered = register_cuda_op("int4_unpack", kKernels);
 Tensor int4_unpack_cuda(const Tensor& packed, int64_t n, int64_t k) {
   const OnDevice device(packed, "int4_unpack");
   return int4_unpack_entry(packed, n, k, int4_cuda::kTileK, int4_cuda::kTileBytes, [&](const Int4Unpack& args) {
+    check_aligned(args.packed, 16, "int4_unpack", "packed");
     select(kKernels, device.capability)(args, device.stream);
     device.check_launch();
   });
