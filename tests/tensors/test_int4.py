@@ -1,8 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aoq import Int4Tensor, Int4WeightOnlyConfig, MappingType
 from aoq.ops import int4_dequantize, int4_quantize_reference
@@ -127,3 +130,21 @@ def test_regroup() -> None:
     for bad in (w.pack(), w):
         with pytest.raises(ValueError, match="group_size: expected a multiple of 8 that divides 64"):
             bad.regroup(24 if bad is w else 8)
+
+
+def test_what_the_cpu_packs_has_arrived_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from a GPU that nobody waits for is under way when the call returns."""
+    to, waits = torch.Tensor.to, []
+
+    def noted(part: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        waits.append(not kwargs.get("non_blocking"))
+        return to(part, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    with FakeTensorMode():
+        qdata, scale = torch.empty(32, 32, dtype=torch.uint8, device="cuda"), torch.empty(32, 2, device="cuda")
+        w = Int4Tensor(qdata, scale, None, 32, "plain", shape=(32, 64), dtype=torch.float32)
+        assert w.packs_elsewhere  # there are no kernels where there is no GPU
+        moved = torch.ops.aten._to_copy(w, device="cpu", non_blocking=True)
+    assert isinstance(moved, Int4Tensor) and moved.packed
+    assert waits == [True, True]

@@ -86,8 +86,11 @@ def _to_copy(
     dtype = dtype or w.dtype
     if device is None or torch.device(device) == w.device:
         return w.map(torch.clone, dtype=dtype)
-    moved = w.unpack().map(lambda part: part.to(device, non_blocking=non_blocking), dtype=dtype)
-    return moved.pack() if w.packs_elsewhere else moved
+    plain, packs = w.unpack(), w.packs_elsewhere
+    # What is packed on the CPU has to have arrived there; a device that packs does so after its copies.
+    waits = packs and torch.device(device).type == "cpu"
+    moved = plain.map(lambda part: part.to(device, non_blocking=non_blocking and not waits), dtype=dtype)
+    return moved.pack() if packs else moved
 
 
 @QuantizedTensor.implements(aten.copy_.default)
