@@ -83,7 +83,7 @@ class Timer:
         for _ in range(self.calls):
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
             self.flush.zero_()
-            torch.cuda._sleep(400_000)  # the device waits, not the launch: Python is slower than some kernels
+            torch.cuda._sleep(2_000_000)  # a millisecond: the device waits for the launch, and Python is slow
             events[0].record()
             self.call(0)
             events[1].record()
