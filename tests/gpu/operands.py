@@ -1,5 +1,7 @@
 """Operands for each op, on any device: the same values everywhere."""
 
+import functools
+
 import torch
 
 import aoq
@@ -26,6 +28,10 @@ def randn(*shape, dtype=torch.bfloat16, device="cuda", seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(device)
 
 
+once = functools.lru_cache(maxsize=16)  # a model's weight takes the CPU seconds, and tests of each architecture ask
+
+
+@once
 def weight(n, k, group, device, mapping="asymmetric"):
     """What int4_mm takes of a weight: packed, scale, zero_point. Quantized on the CPU."""
     qdata, scale, zero = int4_quantize(randn(n, k, device="cpu"), group, mapping)
@@ -55,6 +61,7 @@ def of_format(op, w):
     }[op]()
 
 
+@once
 def int8_weight(n, k, device, asymmetric=False):
     """What int8_mm takes of a weight: packed, scale, w_sum. Quantized on the CPU."""
     qdata, scale, _ = int8_quantize(randn(n, k, device="cpu"), "symmetric", torch.float32)
@@ -62,6 +69,7 @@ def int8_weight(n, k, device, asymmetric=False):
     return int8_pack(qdata.to(device)), tile_scale(scale).to(device), w_sum
 
 
+@once
 def fp8_weight(n, k, device, dtype=torch.float8_e4m3fn):
     """What fp8_mm takes of a weight: packed, scale. Quantized on the CPU."""
     qdata, scale = fp8_quantize(randn(n, k, device="cpu"), "row", dtype)

@@ -7,7 +7,7 @@ import torch
 from operands import randn, registered, weight
 
 from aoq import _C
-from aoq.ops import int4_dequantize, int4_mm, int4_unpack_reference, untile_scale
+from aoq.ops import int4_dequantize, int4_mm, int4_unpack, int4_unpack_reference, int8_int4_mm, untile_scale
 
 pytestmark = pytest.mark.skipif(not registered("int4_mm"), reason="int4_mm has no CUDA kernel")
 
@@ -106,3 +106,24 @@ def test_bad_operands_are_named():
     ]:
         with pytest.raises((ValueError, TypeError), match=text):
             int4_mm(*changed, 24, 32)
+
+
+def test_views_that_are_not_aligned_are_refused():
+    """Kernels read scales four bytes and codes sixteen at a time: else it would be the device's error, and its last."""
+    packed, scale, zero = weight(24, 64, 32, "cuda")
+
+    def shifted(tensor):
+        return torch.cat((tensor.flatten()[:1], tensor.flatten()))[1:].view_as(tensor)
+
+    x = randn(3, 64)
+    for name, changed in [
+        ("packed", (shifted(packed), scale, zero)),
+        ("scale", (packed, shifted(scale), zero)),
+        ("zero_point", (packed, scale, shifted(zero))),
+    ]:
+        for op in (lambda *parts: int4_mm(x, *parts, None, 24, 32), lambda *p: int8_int4_mm(x, *p, None, None, 24, 32)):
+            with pytest.raises(ValueError, match=f"{name}: expected memory aligned to"):
+                op(*changed)
+    with pytest.raises(ValueError, match="packed: expected memory aligned to 16 bytes"):
+        int4_unpack(shifted(packed), 24, 64)
+    assert torch.equal(int4_mm(x, packed, scale, zero, None, 24, 32), int4_mm(x, packed, scale, zero, None, 24, 32))

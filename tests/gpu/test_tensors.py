@@ -54,6 +54,16 @@ def test_there_and_back_is_bit_identical(config, tmp_path):
     assert same(original, loaded)
 
 
+def test_moving_without_waiting_packs_what_has_arrived():
+    original = model(CONFIGS[0])
+    moved, copied = copy.deepcopy(original).to("cuda"), copy.deepcopy(original).to("cuda")
+    torch.cuda.synchronize()
+    torch.cuda._sleep(20_000_000)  # copies from the device queue behind this
+    assert same(original, moved.to("cpu", non_blocking=True))
+    back = copied.to("cpu", non_blocking=True).to("cuda", non_blocking=True)
+    assert same(original, back)
+
+
 @pytest.mark.parametrize("config", CONFIGS[:2], ids=str)
 def test_quantizing_on_the_gpu_gives_the_same_weights(config):
     assert same(model(config), model(config, "cuda"))
