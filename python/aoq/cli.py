@@ -223,6 +223,9 @@ def bench(
     python: Annotated[
         list[str] | None, typer.Option(help="PEER=PYTHON: another Python, or virtual environment, that has the peer.")
     ] = None,
+    contenders: Annotated[
+        list[Path] | None, typer.Option(help="A file with contenders of your own; may be repeated.")
+    ] = None,
     model: Annotated[
         list[Path] | None, typer.Option(help="A whole model instead: a directory; config.json alone will do.")
     ] = None,
@@ -264,7 +267,8 @@ def bench(
         device,
         minutes,
     )
-    entries = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or ())
+    files = command.contender_files(contenders or ())
+    entries = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or (), files)
     chosen = command.chosen(entries, op or (), only or ())
     if plot is not None:
         command.check_plot(plot)

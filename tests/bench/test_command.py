@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from aoq.bench import command, measure
+from aoq.bench.contenders import contenders_in
 from aoq.cli import app
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "2"}
@@ -94,6 +96,8 @@ main()
         (["--json", "/proc/none/bench.json"], "/proc/none"),
         (["--plot", "/proc/none/bench.png"], "/proc/none"),
         (["--json", "/"], "Is a directory: '/'"),
+        (["--contenders", "/no/such.py"], "--contenders: no such file: /no/such.py"),
+        (["--contenders", __file__], "has no class with a name and an op"),
         (["--plot", "roofline.xyz"], "--plot: expected a file name that ends in .png"),
         (["--python", "torch"], "--python: expected PEER=PYTHON"),
         (["--python", "torch=/no/such/python"], "--python: expected PEER=PYTHON"),
@@ -104,6 +108,30 @@ def test_errors(options, text):
     result = run(*options)
     assert result.exit_code == 1
     assert text in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_contenders_of_ones_own(tmp_path, monkeypatch):
+    """The variants in benchmarks: right, and of the kind that their names say."""
+    monkeypatch.setattr(measure.machine, "cold_bytes", lambda: 2_000_000)
+    variants = Path(__file__).parents[2] / "benchmarks" / "int4_variants.py"
+    names = [cls.name for cls in contenders_in(variants).values()]
+    file = tmp_path / "bench.json"
+    options = ["--shapes", "64x128", "--m", "1,5", "--rounds", 2, "--seconds", 0.001, "--group-size", 64]
+    only = [option for name in ("aoq int4", "aoq int8-int4") for option in ("--only", name)]
+    result = run("--contenders", variants, *options, *only, "--json", file)
+    assert result.exit_code == 0, result.output
+    report = json.loads(file.read_text())
+    assert {contender["name"] for contender in report["contenders"]} == {
+        "aoq int4", "aoq int8-int4", "torch bf16", *names,
+    }  # fmt: skip
+    for case in report["cases"]:
+        assert [found["status"] for found in case["results"]] == ["ok"] * len(case["results"])
+    bytes_of = {found["contender"]: found["bytes"] for found in report["cases"][0]["results"]}
+    scales = 2 * 64 * 2  # two groups of 64, of 48 three
+    assert bytes_of["aoq int4"] - bytes_of["aoq int4, no zero points"] == scales
+    assert bytes_of["aoq int8-int4, zero points"] - bytes_of["aoq int8-int4"] == scales
+    assert bytes_of["aoq int4, ragged groups"] - bytes_of["aoq int4"] == scales
+    assert bytes_of["aoq int8-int4, ragged groups"] - bytes_of["aoq int8-int4"] == scales / 2
 
 
 def test_what_may_be_written_is_left_as_it_was(tmp_path):

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
 from . import report as reporting
+from .contenders import FILES, contenders_in
 from .measure import BASELINE, OPS, Entry, Progress, Report, Session
 from .models import SHAPES
 
@@ -86,6 +87,16 @@ def parse_pythons(values: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--python: expected PEER=PYTHON, an interpreter or a virtual environment, got {value!r}")
         found[name] = str(python.absolute())
     return found
+
+
+def contender_files(own: Sequence[Path]) -> list[Path]:
+    """aoq's files with contenders, then `own`. Raises FileNotFoundError, or ValueError for one without any, naming it."""
+    for file in own:
+        if not file.is_file():
+            raise FileNotFoundError(f"--contenders: no such file: {file}")
+        if not contenders_in(file):
+            raise ValueError(f"--contenders: {file} has no class with a name and an op")
+    return [*FILES, *(file.absolute() for file in own)]
 
 
 def measure(make_session: Callable[[Progress], Session]) -> tuple[Report, bool]:

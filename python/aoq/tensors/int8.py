@@ -78,7 +78,7 @@ class Int8WeightOnlyConfig(AOBaseConfig):
         name = type(self).__name__
         check_scale_dtype(self, self.scale_dtype)
         if self.group_size is not None:
-            raise ValueError(f"{name}.group_size: expected None, got {self.group_size!r}")
+            raise ValueError(f"{name}.group_size: expected None, since scales are per row, got {self.group_size!r}")
         if self.granularity != PerRow():
             raise ValueError(f"{name}.granularity: expected PerRow(), got {self.granularity!r}")
 

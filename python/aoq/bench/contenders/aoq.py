@@ -31,7 +31,7 @@ class _Aoq(Contender):
         codes = torch.stack((plain.qdata & 15, plain.qdata >> 4), -1).flatten(1).float()
         zero = torch.full_like(plain.scale, 8) if plain.zero_point is None else plain.zero_point
         scale, zero = (part.float().repeat_interleave(plain.group_size, 1) for part in (plain.scale, zero))
-        exact: Tensor = (codes - zero) * scale
+        exact: Tensor = (codes - zero[:, : codes.shape[1]]) * scale[:, : codes.shape[1]]
         return exact
 
     def multiply(self, x: Tensor, weight: Any) -> Tensor:
