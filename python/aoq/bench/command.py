@@ -90,7 +90,7 @@ def parse_pythons(values: Sequence[str]) -> dict[str, str]:
 
 
 def contender_files(own: Sequence[Path]) -> list[Path]:
-    """aoq's files with contenders, then `own`. Raises FileNotFoundError, or ValueError for one without any, naming it."""
+    """aoq's files with contenders, then `own`. Raises FileNotFoundError, or ValueError, naming one without any."""
     for file in own:
         if not file.is_file():
             raise FileNotFoundError(f"--contenders: no such file: {file}")
