@@ -86,6 +86,14 @@ def test_readme_matrix_is_generated():
     assert support_matrix.updated(readme) == readme, "run scripts/support_matrix.py"
 
 
+def test_pre_commit_checks_what_make_lint_does():
+    lint = re.search(r"^lint = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
+    pinned = set(re.findall(r'"([\w-]+==[\d.]+)"', lint))
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert {name.split("==")[0] for name in pinned} == {"ruff", "mypy", "clang-format"}
+    assert set(re.findall(r"[\w-]+==[\d.]+", hooks)) == {name for name in pinned if not name.startswith("mypy")}
+
+
 def test_prefetches_are_in_assembly():
     """GCC drops calls of functions that do nothing but _mm_prefetch, unless it inlines them: core/prefetch.h."""
     for path in (*SEALED, *CSRC.glob("core/*.h")):
