@@ -302,6 +302,14 @@ def test_a_problem_is_its_op_sizes_and_dtypes(tune):
     assert len(keys) == len(others) and key() not in keys
 
 
+def test_every_op_with_a_config_asks():
+    entries = [path for path in ROOT.glob("csrc/*/*_mm_cuda.cpp") if "int64_t config" in path.read_text()]
+    assert len(entries) >= 5
+    for path in entries:
+        headers = [ROOT / "csrc" / name for name in re.findall(r'#include "(core/\w+_entry\.h)"', path.read_text())]
+        assert any("run_config(" in file.read_text() for file in (path, *headers)), path.name
+
+
 # ---- on the device: core/autotune_cuda.cpp, on a CUDA that notes what it is asked for
 
 
