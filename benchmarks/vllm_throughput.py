@@ -16,11 +16,8 @@ import json
 import os
 import platform
 import re
-import select
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -246,12 +243,16 @@ def peak_memory() -> int:
 # ---- the process that measures
 
 
-class Gone(Exception):
+class Failed(Exception):
     """A contender failed, ended or hung; the text says how."""
 
 
 class Process:
+    """A contender's, logging to `log`. It runs this file, so what imports aoq does so where it needs it."""
+
     def __init__(self, settings: Json, log: Path) -> None:
+        from aoq.bench.process import Child
+
         environment = {
             "VLLM_PLUGINS": find(settings["contender"]).plugins,
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -261,42 +262,20 @@ class Process:
             "HF_HUB_OFFLINE": "1",
         }
         self.log = log
-        self.errors = log.open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=os.environ | environment,
-            start_new_session=True,
-        )
-        self.buffer = b""
+        command = [sys.executable, __file__, "--serve", json.dumps(settings)]
+        self.child = Child(command, os.environ | environment, log.open("w+", errors="replace"))
+        self.close = self.child.close
 
-    def ask(self, seconds: float, **command: Any) -> Json:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        if command:
-            with contextlib.suppress(BrokenPipeError):  # reading says why
-                self.process.stdin.write(json.dumps(command).encode() + b"\n")
-                self.process.stdin.flush()
-        end = time.monotonic() + seconds
-        while b"\n" not in self.buffer:
-            if not select.select([self.process.stdout], [], [], max(end - time.monotonic(), 0))[0]:
-                raise Gone(f"no answer within {seconds:.0f} s; {self.log} has its log")
-            part = os.read(self.process.stdout.fileno(), 1 << 16)
-            if not part:
-                raise Gone(f"its process ended with {self.process.wait()}; {self.log} has its log")
-            self.buffer += part
-        line, self.buffer = self.buffer.split(b"\n", 1)
-        answer: Json = json.loads(line)
-        if answer.pop("status") != "ok":
-            raise Gone(answer["why"])
-        return answer
+    def ask(self, timeout: float, do: str | None = None, **command: Any) -> Json:
+        from aoq.bench.process import Gone
 
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.errors.close()
+        try:
+            answer = self.child.ask(timeout, do, **command)
+        except Gone as gone:
+            raise Failed(f"{gone}; {self.log} has its log") from None
+        if answer["status"] != "ok":
+            raise Failed(answer["why"])
+        return {name: value for name, value in answer.items() if name != "status"}
 
 
 def find(name: str) -> Contender:
@@ -403,7 +382,7 @@ def measure(
                 with failing(found, running, contender.name):
                     found |= process.ask(START_SECONDS)
                     for requests in options.requests:  # a turn that does not count
-                        process.ask(TURN_SECONDS, requests=requests, seed=0)
+                        process.ask(TURN_SECONDS, "turn", requests=requests, seed=0)
             for round_ in range(options.rounds):
                 order = list(running)
                 first = round_ % max(len(order), 1)
@@ -413,7 +392,7 @@ def measure(
                         for requests in options.requests:
                             say(f"{name}, round {round_ + 1} of {options.rounds}: {contender_name}, {requests} at once")
                             ask = running[contender_name].ask
-                            turns[str(requests)] = ask(TURN_SECONDS, requests=requests, seed=round_ + 1)
+                            turns[str(requests)] = ask(TURN_SECONDS, "turn", requests=requests, seed=round_ + 1)
                         seen[contender_name]["rounds"].append(turns)
                 keep_batch()
         finally:
@@ -424,10 +403,10 @@ def measure(
 
 @contextlib.contextmanager
 def failing(found: Json, running: dict[str, Process], name: str) -> Iterator[None]:
-    """Takes a contender that fails out of the running, and says why."""
+    """Takes a contender that fails, ends or hangs out of the running, and says why."""
     try:
         yield
-    except Gone as error:
+    except Failed as error:
         found["why"] = str(error)
         say(f"{name}: {error}")
         running.pop(name).close()

@@ -90,3 +90,25 @@ def test_a_contender_that_there_is_not(throughput: ModuleType, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         throughput.parse(["--only", "int5"])
     assert "--only: expected part of one of bf16, aoq int4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ('print(\'{"status": "failed", "why": "no kernel"}\')', "no kernel"),
+        ("import sys; sys.exit('no memory')", "exit code 1: no memory; .*its.log has its log"),
+        ("import time; time.sleep(1000)", "no answer within 2 s; .*its.log has its log"),
+    ],
+)
+def test_a_contender_that_goes_wrong(
+    tmp_path: Path, throughput: ModuleType, monkeypatch: pytest.MonkeyPatch, body: str, why: str
+) -> None:
+    script = tmp_path / "contender.py"
+    script.write_text(body)
+    monkeypatch.setattr(throughput, "__file__", str(script))
+    process = throughput.Process({"contender": "bf16"}, tmp_path / "its.log")
+    try:
+        with pytest.raises(throughput.Failed, match=why):
+            process.ask(2 if "sleep" in body else 60)
+    finally:
+        process.close()

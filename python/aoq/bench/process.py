@@ -1,4 +1,4 @@
-"""A worker's process, seen from the one that measures."""
+"""Contenders' processes, seen from the one that measures."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .worker import BOOT, Answer
 
@@ -25,30 +26,20 @@ class Gone(Exception):
         self.status = status  # "crashed" or "hung"
 
 
-def _environment(threads: str) -> dict[str, str]:
-    """Peers import nothing that their code does not, least of all another aoq that is installed beside them."""
-    quiet = {"PYTHONSAFEPATH": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    return {**os.environ, **quiet, "OMP_NUM_THREADS": threads}
+class Child:
+    """A process that answers lines of JSON with lines of JSON, out of reach of the terminal's Ctrl-C.
 
+    errors: where its stderr goes, open for reading too.
+    """
 
-class Worker:
-    """Runs `worker.main(server, arguments)` in a process of its own, out of reach of the terminal's Ctrl-C."""
-
-    def __init__(
-        self,
-        server: str,
-        arguments: dict[str, Any],
-        python: str = sys.executable,
-        environment: dict[str, str] | None = None,
-    ) -> None:
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        threads = str(arguments["threads"])
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], errors: IO[str]) -> None:
+        self.errors = errors
         self.process = subprocess.Popen(
-            [python, "-c", BOOT, str(Path(__file__).parent), server, json.dumps(arguments)],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=_environment(threads) | (environment or {}),
+            stderr=errors,
+            env=environment,
             start_new_session=True,
         )
         self.buffer = b""
@@ -94,3 +85,26 @@ class Worker:
         for file in (self.process.stdin, self.process.stdout, self.errors):
             if file is not None:
                 file.close()
+
+
+def _environment(threads: str) -> dict[str, str]:
+    """Peers import nothing that their code does not, least of all another aoq that is installed beside them."""
+    quiet = {"PYTHONSAFEPATH": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    return {**os.environ, **quiet, "OMP_NUM_THREADS": threads}
+
+
+class Worker(Child):
+    """Runs `worker.main(server, arguments)`."""
+
+    def __init__(
+        self,
+        server: str,
+        arguments: dict[str, Any],
+        python: str = sys.executable,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            [python, "-c", BOOT, str(Path(__file__).parent), server, json.dumps(arguments)],
+            _environment(str(arguments["threads"])) | (environment or {}),
+            tempfile.TemporaryFile("w+", errors="replace"),  # noqa: SIM115
+        )
