@@ -1,10 +1,13 @@
-"""The tree is the architecture: what ARCHITECTURE promises about files, checked."""
+"""The tree is the architecture: what CONTRIBUTING and docs say of files and options, checked."""
 
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from aoq.cli import app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import support_matrix
@@ -74,6 +77,37 @@ def test_isa_files_are_sealed(path):
         assert not re.search(r"^\s*inline\b|^template|^\s*constexpr [^=;]*\(|\) (const )?\{$", outside, re.MULTILINE), (
             f"{name} is not sealed"
         )
+
+
+DOCS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
+FOLDERS = "benchmarks|cmake|csrc|docs|examples|python|scripts|tests|third_party"
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: str(doc.relative_to(ROOT)))
+def test_docs_name_files_that_there_are(doc):
+    text = doc.read_text()
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text):
+        file = doc.parent / target if target else doc
+        assert file.exists(), target
+        headings = re.findall(r"^#+ (.*)", file.read_text(), re.MULTILINE) if anchor else ()
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in headings]
+    for path in re.findall(rf"`(?:\w+ )?((?:{FOLDERS})/[\w./-]+)(?: [^`]*)?`", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: str(doc.relative_to(ROOT)))
+def test_docs_name_options_that_there_are(doc):
+    commands = typer.main.get_command(app).commands
+    scripts = {name: (ROOT / name).read_text() for name in ("benchmarks/cuda.py", "benchmarks/vllm_throughput.py")}
+    text = doc.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^.*$|`[^`]+`", text, re.MULTILINE):
+        for command, rest in re.findall(r"\baoq (\w+)((?: [^#|;`]*)?)", line):
+            known = (
+                {option for param in commands[command].params for option in param.opts} if command in commands else ()
+            )
+            assert not known or set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= {*known, "--help"}, line
+        for script, rest in re.findall(r"python (benchmarks/\w+\.py)([^#|;`]*)", line):
+            assert all(f'"{option}"' in scripts[script] for option in re.findall(r"(?<!\S)--[a-z-]+", rest)), line
 
 
 def test_nothing_is_built_for_the_build_machine():
