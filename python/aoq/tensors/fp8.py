@@ -8,18 +8,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Granularity, PerRow, PerTensor
-from aoq.ops.dtypes import FLOAT_DTYPES, FP8_DTYPES, dtype_name
+from aoq.ops.dtypes import FP8_DTYPES, dtype_name
 from aoq.ops.fp8_mm import fp8_mm
 from aoq.ops.fp8_quantize import fp8_dequantize, fp8_quantize
 from aoq.ops.fp8_weight_mm import fp8_weight_mm
-from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
-from aoq.ops.int8_unpack import int8_rows, int8_unpack
-from aoq.ops.packed import TILE_N, tile_scale, untile_scale
+from aoq.ops.int8_pack import int8_pack
+from aoq.ops.int8_unpack import int8_unpack
+from aoq.ops.packed import tile_scale, untile_scale
 from aoq.tensors.base import check_weight
-from aoq.tensors.tiled import Part, TiledTensor
+from aoq.tensors.tiled import RowScaledTensor
 
 GRANULARITIES = {PerRow(): "row", PerTensor(): "tensor"}
 
@@ -113,7 +112,7 @@ def quantized(weight: Tensor, code_dtype: torch.dtype, granularity: str, acts: t
     return Float8Tensor(qdata, scale, code_dtype, *acts, "plain", shape=weight.shape, dtype=weight.dtype).pack()
 
 
-class Float8Tensor(TiledTensor):
+class Float8Tensor(RowScaledTensor):
     """A weight [..., n, k] of fp8 codes, `w = code * scale`.
 
     code_dtype: torch.float8_e4m3fn or torch.float8_e5m2.
@@ -136,8 +135,6 @@ class Float8Tensor(TiledTensor):
     tensors: ClassVar[tuple[str, ...]] = ("qdata", "scale")
     attrs: ClassVar[tuple[str, ...]] = ("code_dtype", "act_dtype", "act_granularity", "act_lb", "act_ub", "packing")
 
-    scale: Tensor
-    code_dtype: torch.dtype
     act_dtype: torch.dtype | None
     act_granularity: str | None
     act_lb: float | None
@@ -157,27 +154,12 @@ class Float8Tensor(TiledTensor):
             raise ValueError(f"Float8Tensor: act_granularity: expected {wanted}, got {self.act_granularity!r}")
         super().check()
 
-    def expected_parts(self) -> dict[str, Part]:
-        *lead, k = self.weight_shape
-        if self.packed:
-            packed = packed_shape(lead[-1], k, self.device)
-            qdata, scale = (*lead[:-1], *packed), (*lead[:-1], packed[0], 1, TILE_N)
-        else:
-            qdata, scale = (*lead, k), (*lead, 1)
-        return {
-            "qdata": (qdata, (packed_dtype(self.device) if self.packed else self.code_dtype,)),
-            "scale": (scale, FLOAT_DTYPES),
-        }
-
     def tiled_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
         return [int8_pack(qdata.view(torch.int8)), tile_scale(scales[0])]
 
     def plain_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
         n, k = self.weight_shape[-2:]
         return [int8_unpack(qdata, n, k).view(self.code_dtype), untile_scale(scales[0], n)]
-
-    def tiled_rows(self, ids: Tensor) -> Tensor:
-        return int8_rows(self.qdata, ids, self.weight_shape[-1]).view(self.code_dtype)
 
     def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
         return fp8_dequantize(qdata, scales[0], self.dtype)
@@ -187,9 +169,3 @@ class Float8Tensor(TiledTensor):
         if self.act_dtype is None or self.act_granularity is None:
             return fp8_weight_mm(*weight)
         return fp8_mm(*weight, self.act_dtype, self.act_granularity, self.act_lb, self.act_ub)
-
-    def narrow_k(self, start: int, length: int) -> Self:
-        parts = (self.qdata.narrow(-1, start, length), self.scale.detach())
-        view = self.rebuild(parts, shape=(*self.weight_shape[:-1], length))
-        view.writable = False
-        return view

@@ -8,18 +8,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Granularity, MappingType, PerRow
-from aoq.ops.dtypes import FLOAT_DTYPES
 from aoq.ops.int8_mm import int8_mm
-from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
+from aoq.ops.int8_pack import int8_pack
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize
-from aoq.ops.int8_unpack import int8_rows, int8_unpack
+from aoq.ops.int8_unpack import int8_unpack
 from aoq.ops.int8_weight_mm import int8_weight_mm
-from aoq.ops.packed import TILE_N, tile_scale, untile_scale
+from aoq.ops.packed import tile_scale, untile_scale
 from aoq.tensors.base import check_scale_dtype, check_weight
-from aoq.tensors.tiled import Part, TiledTensor
+from aoq.tensors.tiled import Part, RowScaledTensor, TiledTensor
 
 logger = logging.getLogger("aoq")
 
@@ -99,7 +97,7 @@ def quantized(weight: Tensor, scale_dtype: torch.dtype | None, act_mapping: str 
     return Int8Tensor(qdata, scale, None, act_mapping, "plain", shape=weight.shape, dtype=weight.dtype).pack()
 
 
-class Int8Tensor(TiledTensor):
+class Int8Tensor(RowScaledTensor):
     """A weight [..., n, k] of int8 codes, `w = code * scale`.
 
     act_mapping: "symmetric" or "asymmetric", how activations are quantized to int8; None for those used as given.
@@ -120,7 +118,6 @@ class Int8Tensor(TiledTensor):
     tensors: ClassVar[tuple[str, ...]] = ("qdata", "scale", "w_sum")
     attrs: ClassVar[tuple[str, ...]] = ("act_mapping", "packing")
 
-    scale: Tensor
     w_sum: Tensor | None
     act_mapping: str | None
 
@@ -128,17 +125,13 @@ class Int8Tensor(TiledTensor):
     def mm_op(self) -> str:  # type: ignore[override]
         return "int8_mm" if self.act_mapping else "int8_weight_mm"
 
+    @property
+    def code_dtype(self) -> torch.dtype:  # type: ignore[override]
+        return torch.int8
+
     def expected_parts(self) -> dict[str, Part]:
-        *lead, k = self.weight_shape
-        if self.packed:
-            packed = packed_shape(lead[-1], k, self.device)
-            qdata, scale = (*lead[:-1], *packed), (*lead[:-1], packed[0], 1, TILE_N)
-        else:
-            qdata, scale = (*lead, k), (*lead, 1)
-        return {
-            "qdata": (qdata, (packed_dtype(self.device) if self.packed else torch.int8,)),
-            "scale": (scale, FLOAT_DTYPES),
-            "w_sum": (None, ()) if self.act_mapping is None else w_sum_part(self, self.act_mapping),
+        return super().expected_parts() | {
+            "w_sum": (None, ()) if self.act_mapping is None else w_sum_part(self, self.act_mapping)
         }
 
     def tiled_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
@@ -153,9 +146,6 @@ class Int8Tensor(TiledTensor):
         n, k = self.weight_shape[-2:]
         return [int8_unpack(qdata, n, k), untile_scale(scales[0], n), None]
 
-    def tiled_rows(self, ids: Tensor) -> Tensor:
-        return int8_rows(self.qdata, ids, self.weight_shape[-1])
-
     def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
         return int8_dequantize(qdata, scales[0], None, self.dtype)
 
@@ -163,12 +153,6 @@ class Int8Tensor(TiledTensor):
         if self.act_mapping is None:
             return int8_weight_mm(x, self.qdata, self.scale, bias, self.weight_shape[0])
         return int8_mm(x, self.qdata, self.scale, self.w_sum, bias, self.weight_shape[0])
-
-    def narrow_k(self, start: int, length: int) -> Self:
-        parts = (self.qdata.narrow(-1, start, length), self.scale.detach(), None)
-        view = self.rebuild(parts, shape=(*self.weight_shape[:-1], length))
-        view.writable = False
-        return view
 
 
 def w_sum_part(w: TiledTensor, act_mapping: str) -> Part:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from aoq.ops.dtypes import dtype_name
+from aoq.ops.dtypes import FLOAT_DTYPES, dtype_name
+from aoq.ops.int8_pack import packed_dtype, packed_shape
+from aoq.ops.int8_unpack import int8_rows
 from aoq.ops.kernels import kernels, why_none
 from aoq.ops.packed import TILE_N
 from aoq.tensors.base import QuantizedTensor
@@ -161,6 +163,42 @@ class TiledTensor(QuantizedTensor):
             text = f"there is no {self.mm_op} kernel for device {self.device}{why_none(self.device)}"
             raise NotImplementedError(f"linear: w: {text}")
         return packed.linear(x, bias)
+
+
+class RowScaledTensor(TiledTensor):
+    """What formats of 8-bit codes with a scale per row have in common.
+
+    packing "plain": qdata `code_dtype` [..., n, k], scale [..., n, 1].
+    packing "tiled": qdata [..., *packed_shape(n, k, device)], `int8_pack` of the codes as int8; scale
+        [..., ceil(n / 16), 1, 16] from `tile_scale`.
+
+    Slices along k share the scales of the whole rows, so nothing can be copied into them.
+    """
+
+    code_dtype: torch.dtype  # of plain codes
+    scale: Tensor
+
+    def expected_parts(self) -> dict[str, Part]:
+        *lead, k = self.weight_shape
+        if self.packed:
+            packed = packed_shape(lead[-1], k, self.device)
+            qdata, scale = (*lead[:-1], *packed), (*lead[:-1], packed[0], 1, TILE_N)
+        else:
+            qdata, scale = (*lead, k), (*lead, 1)
+        return {
+            "qdata": (qdata, (packed_dtype(self.device) if self.packed else self.code_dtype,)),
+            "scale": (scale, FLOAT_DTYPES),
+        }
+
+    def tiled_rows(self, ids: Tensor) -> Tensor:
+        return int8_rows(self.qdata, ids, self.weight_shape[-1]).view(self.code_dtype)
+
+    def narrow_k(self, start: int, length: int) -> Self:
+        others = (None for _ in self.tensors[2:])
+        parts = (self.qdata.narrow(-1, start, length), self.scale.detach(), *others)
+        view = self.rebuild(parts, shape=(*self.weight_shape[:-1], length))
+        view.writable = False
+        return view
 
 
 def map_parts(fn: Callable[[Tensor], Tensor], parts: Parts) -> list[Tensor | None]:
