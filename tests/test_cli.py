@@ -118,6 +118,11 @@ def test_options(tmp_path: Path) -> None:
         (["fp8"], Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), "float8 "),
         (["fp8-weight"], Float8WeightOnlyConfig(), "float8 "),
         (["int8-int4", "--group-size", "16"], Int8DynamicActivationInt4WeightConfig(16), "int8-int4 g16"),
+        (
+            ["int8-int4", "--asymmetric"],
+            Int8DynamicActivationInt4WeightConfig(mapping_type=MappingType.ASYMMETRIC),
+            "int8-int4 g32",
+        ),
     ],
 )
 def test_formats_by_name(tmp_path: Path, options: list[str], config: AOBaseConfig, shown: str) -> None:
@@ -179,6 +184,9 @@ def test_errors(tmp_path: Path) -> None:
     assert_fails(run("quantize", source, "-o", out, "--config", "int8", "--group-size", 32), "--group-size", "int8")
     assert_fails(run("quantize", source, "-o", out, "--config", "int8-int4", "--hqq"), "--hqq", "int8-int4")
     assert_fails(run("quantize", source, "-o", out, "--hqq", "--symmetric"), "use_hqq")
+    assert_fails(
+        run("quantize", source, "-o", out, "--config", "fp8", "--asymmetric"), "--asymmetric", "int8-int4", "fp8"
+    )
     assert_fails(run("quantize", source, "-o", out, "--dtype", "int7"), "--dtype", "int7")
     (tmp_path / "unknown.json").write_text('{"_type": "Int5Config", "_data": {}}')
     assert_fails(

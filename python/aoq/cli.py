@@ -88,7 +88,12 @@ def quantize(
         int | None, typer.Option(help="Weights that share a scale; by default int4: 128, int8-int4: 32.")
     ] = None,
     hqq: Annotated[bool, typer.Option("--hqq", help="int4: optimize zero points (slower, better).")] = False,
-    symmetric: Annotated[bool, typer.Option("--symmetric", help="int4: no zero points.")] = False,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric", help="int4, int8-int4: without or with zero points; by default int4 has them."
+        ),
+    ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Modules to leave too, such as mlp; may be repeated.")] = None,
     include_embedding: Annotated[bool, typer.Option("--include-embedding", help="Embeddings and head too.")] = False,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32: of what is not quantized.")] = None,
@@ -142,14 +147,18 @@ _NAMED: dict[str, Callable[[], AOBaseConfig]] = {
 }
 
 
-def _config(name: str, group_size: int | None, hqq: bool, symmetric: bool) -> AOBaseConfig:
+def _config(name: str, group_size: int | None, hqq: bool, symmetric: bool | None) -> AOBaseConfig:
     if name == "int4":
         mapping = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
         return Int4WeightOnlyConfig(128 if group_size is None else group_size, hqq, mapping)
-    if hqq or symmetric:
-        raise ValueError(f"{'--hqq' if hqq else '--symmetric'}: goes with --config int4, got {name}")
+    if hqq:
+        raise ValueError(f"--hqq: goes with --config int4, got {name}")
     if name == "int8-int4":
-        return Int8DynamicActivationInt4WeightConfig(32 if group_size is None else group_size)
+        mapping = MappingType.ASYMMETRIC if symmetric is False else MappingType.SYMMETRIC
+        return Int8DynamicActivationInt4WeightConfig(32 if group_size is None else group_size, mapping)
+    if symmetric is not None:
+        option = "--symmetric" if symmetric else "--asymmetric"
+        raise ValueError(f"{option}: goes with --config int4 or int8-int4, got {name}")
     if group_size is not None:
         raise ValueError(f"--group-size: goes with --config int4 or int8-int4, got {name}")
     if name in _NAMED:
