@@ -18,8 +18,10 @@ struct FloatAvx2 : Avx2 {
   static Weight load_weight(const float* data) { return _mm256_loadu_ps(data); }
   static void store_weight(float* data, Weight weight) { _mm256_storeu_ps(data, weight); }
   static Vec dot(Vec sum, Weight weight, const X* x) { return _mm256_fmadd_ps(weight, _mm256_broadcast_ss(x), sum); }
-  static void pack(const void* x, aoq::Dtype dtype, int64_t k, int64_t steps, X* out, int64_t stride) {
-    pack_f32<Avx2>(x, dtype, k, steps, out, stride);
+  static const X* words(const void* x, aoq::Dtype dtype, int64_t k, int64_t steps, X* memory) {
+    if (dtype == aoq::Dtype::f32 && k == steps) return static_cast<const X*>(x);
+    widen_row<Avx2>(x, dtype, k, steps, memory);
+    return memory;
   }
 };
 

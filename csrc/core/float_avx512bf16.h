@@ -21,12 +21,11 @@ struct FloatAvx512Bf16 : Avx512 {
     return _mm512_dpbf16_ps(sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32(static_cast<int>(*x)));
   }
 
-  static void pack(const void* x, aoq::Dtype, int64_t k, int64_t steps, X* out, int64_t stride) {
-    const char* from = static_cast<const char*>(x);
-    const int64_t pairs = k / 2;
-    for (int64_t step = 0; step < pairs; ++step) std::memcpy(out + step * stride, from + step * 4, 4);
-    for (int64_t step = pairs; step < steps; ++step) out[step * stride] = 0;
-    if (k % 2) std::memcpy(out + pairs * stride, from + pairs * 4, 2);
+  static const X* words(const void* x, aoq::Dtype, int64_t k, int64_t steps, X* memory) {
+    if (k == 2 * steps) return static_cast<const X*>(x);
+    std::memcpy(memory, x, static_cast<size_t>(k) * 2);
+    std::memset(reinterpret_cast<char*>(memory) + k * 2, 0, static_cast<size_t>(2 * steps - k) * 2);
+    return memory;
   }
 };
 

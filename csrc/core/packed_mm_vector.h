@@ -34,19 +34,29 @@ namespace {
 
 using aoq::PackedMm;
 
-// A row of x as floats, `stride` apart, zeros from k to steps.
+// A row of x as floats, zeros from k to steps.
 template <class Lanes>
-void pack_f32(const void* x, aoq::Dtype dtype, int64_t k, int64_t steps, float* out, int64_t stride) {
-  alignas(64) float part[Lanes::kLanes];
-  for (int64_t begin = 0; begin < steps; begin += Lanes::kLanes) {
-    const int64_t count = k - begin;
-    if (count >= Lanes::kLanes)
-      Lanes::store_f32(part, Lanes::load(x, dtype, begin));
-    else
-      Lanes::store_f32(part, count > 0 ? Lanes::load_part(x, dtype, begin, count) : Lanes::set(0));
-    for (int64_t lane = 0; lane < Lanes::kLanes && begin + lane < steps; ++lane)
-      out[(begin + lane) * stride] = part[lane];
+void widen_row(const void* x, aoq::Dtype dtype, int64_t k, int64_t steps, float* out) {
+  int64_t i = 0;
+  for (; i + Lanes::kLanes <= k; i += Lanes::kLanes) Lanes::store_f32(out + i, Lanes::load(x, dtype, i));
+  for (; i < steps; ++i) out[i] = i < k ? load_float(x, dtype, i) : 0;
+}
+
+// Up to four rows of `steps` words to columns: out[step * stride + row].
+template <class Lanes, class X>
+void store_columns(const X* const (&rows)[4], int64_t count, int64_t steps, X* out, int64_t stride) {
+  static_assert(sizeof(X) == 4);
+  if (stride == 1) {
+    std::memcpy(out, rows[0], static_cast<size_t>(steps) * 4);
+    return;
   }
+  int64_t step = 0;
+  for (; step + Lanes::kLanes <= steps; step += Lanes::kLanes) {
+    const void* const at[4] = {rows[0] + step, rows[1] + step, rows[2] + step, rows[3] + step};
+    Lanes::store_columns(at, count, out + step * stride, stride);
+  }
+  for (; step < steps; ++step)
+    for (int64_t row = 0; row < count; ++row) std::memcpy(out + step * stride + row, rows[row] + step, 4);
 }
 
 // The sum of a row of x over each group.
@@ -215,22 +225,29 @@ class VectorMm {
 
   // x[first:last] to [step][row], zeros after k, and the sums over groups.
   void pack_tile(int64_t first, int64_t last) const {
-    const int64_t rows = last - first;
     const Scratch<int8_t> quantized(Engine::kInt8 ? units_ * Engine::kUnitK + 16 : 0);
-    for (int64_t row = first; row < last; ++row) {
-      const void* x = static_cast<const char*>(p_.x) + row * p_.x_stride * size_of(p_.x_dtype);
-      X* out = x_.get() + first * steps_ + (row - first);
-      float* sums = sums_.get() + row * groups_;
-      if constexpr (Engine::kInt8) {
-        int8_t* codes = quantized.get();
-        x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, codes);
-        std::memset(codes + p_.k, 0, static_cast<size_t>(units_ * Engine::kUnitK - p_.k));
-        Engine::pack(codes, steps_, out, rows);
-        if (starts_ || shifted_) sum_groups(p_, codes, sums);
-      } else {
-        Engine::pack(x, p_.x_dtype, p_.k, steps_, out, rows);
-        if (shifted_) sum_groups<Engine>(p_, x, sums);
-      }
+    const Scratch<X> memory(4 * steps_);
+    for (int64_t row = first; row < last; row += 4) {
+      const int64_t count = last - row < 4 ? last - row : 4;
+      const X* rows[4];
+      for (int64_t i = 0; i < 4; ++i)
+        rows[i] = i < count ? words_of_row(row + i, quantized.get(), memory.get() + i * steps_) : rows[0];
+      store_columns<Engine>(rows, count, steps_, x_.get() + first * steps_ + (row - first), last - first);
+    }
+  }
+
+  // A row of x as steps_ words, in `memory` unless x is made of them; with it the sums over groups.
+  const X* words_of_row(int64_t row, int8_t* codes, X* memory) const {
+    const void* x = static_cast<const char*>(p_.x) + row * p_.x_stride * size_of(p_.x_dtype);
+    float* sums = sums_.get() + row * groups_;
+    if constexpr (Engine::kInt8) {
+      x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, codes);
+      std::memset(codes + p_.k, 0, static_cast<size_t>(units_ * Engine::kUnitK - p_.k));
+      if (starts_ || shifted_) sum_groups(p_, codes, sums);
+      return Engine::words(codes, steps_, memory);
+    } else {
+      if (shifted_) sum_groups<Engine>(p_, x, sums);
+      return Engine::words(x, p_.x_dtype, p_.k, steps_, memory);
     }
   }
 

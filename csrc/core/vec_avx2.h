@@ -42,6 +42,25 @@ struct Avx2 {
     return _mm_unpacklo_epi64(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
   }
 
+  // Eight words of each of four rows to columns, row r's word s to out[s * stride + r], of the first `count` rows.
+  static void store_columns(const void* const (&rows)[4], int64_t count, void* out, int64_t stride) {
+    auto load = [&](int row) { return _mm256_loadu_si256(static_cast<const __m256i*>(rows[row])); };
+    const __m256i low01 = _mm256_unpacklo_epi32(load(0), load(1)), high01 = _mm256_unpackhi_epi32(load(0), load(1));
+    const __m256i low23 = _mm256_unpacklo_epi32(load(2), load(3)), high23 = _mm256_unpackhi_epi32(load(2), load(3));
+    const __m256i columns[4] = {_mm256_unpacklo_epi64(low01, low23), _mm256_unpackhi_epi64(low01, low23),
+                                _mm256_unpacklo_epi64(high01, high23), _mm256_unpackhi_epi64(high01, high23)};
+    int32_t* to = static_cast<int32_t*>(out);
+    auto store = [&](__m128i column) {
+      if (count == 4)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), column);
+      else
+        std::memcpy(to, &column, static_cast<size_t>(count) * 4);
+      to += stride;
+    };
+    for (const __m256i column : columns) store(_mm256_castsi256_si128(column));
+    for (const __m256i column : columns) store(_mm256_extracti128_si256(column, 1));
+  }
+
   static Vec load(const void* data, aoq::Dtype dtype, int64_t i) {
     if (dtype == aoq::Dtype::f32) return _mm256_loadu_ps(static_cast<const float*>(data) + i);
     return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(data) + i)), dtype);

@@ -37,6 +37,25 @@ struct Avx512 {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
   }
 
+  // Sixteen words of each of four rows to columns, row r's word s to out[s * stride + r], of the first `count` rows.
+  static void store_columns(const void* const (&rows)[4], int64_t count, void* out, int64_t stride) {
+    auto load = [&](int row) { return _mm512_loadu_si512(rows[row]); };
+    const __m512i low01 = _mm512_unpacklo_epi32(load(0), load(1)), high01 = _mm512_unpackhi_epi32(load(0), load(1));
+    const __m512i low23 = _mm512_unpacklo_epi32(load(2), load(3)), high23 = _mm512_unpackhi_epi32(load(2), load(3));
+    const __m512i columns[4] = {_mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
+                                _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
+    const __mmask8 mask = static_cast<__mmask8>((1u << count) - 1);
+    int32_t* to = static_cast<int32_t*>(out);
+    auto store = [&](__m128i column) {
+      count == 4 ? _mm_storeu_si128(reinterpret_cast<__m128i*>(to), column) : _mm_mask_storeu_epi32(to, mask, column);
+      to += stride;
+    };
+    for (const __m512i column : columns) store(_mm512_castsi512_si128(column));
+    for (const __m512i column : columns) store(_mm512_extracti32x4_epi32(column, 1));
+    for (const __m512i column : columns) store(_mm512_extracti32x4_epi32(column, 2));
+    for (const __m512i column : columns) store(_mm512_extracti32x4_epi32(column, 3));
+  }
+
   static Vec load(const void* data, aoq::Dtype dtype, int64_t i) {
     if (dtype == aoq::Dtype::f32) return _mm512_loadu_ps(static_cast<const float*>(data) + i);
     return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(data) + i)), dtype);

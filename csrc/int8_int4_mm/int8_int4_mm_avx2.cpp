@@ -14,8 +14,9 @@ struct Int8Int4MmAvx2 : Int8Avx2 {
     return _mm256_and_si256(_mm256_srli_epi16(raw, 4 * pair), _mm256_set1_epi16(15));
   }
 
-  static void pack(const int8_t* codes, int64_t steps, X* out, int64_t stride) {
-    for (int64_t step = 0; step < steps; ++step) out[step * stride] = pair(codes[2 * step], codes[2 * step + 1]);
+  static const X* words(const int8_t* codes, int64_t steps, X* memory) {
+    for (int64_t step = 0; step < steps; ++step) memory[step] = pair(codes[2 * step], codes[2 * step + 1]);
+    return memory;
   }
 };
 

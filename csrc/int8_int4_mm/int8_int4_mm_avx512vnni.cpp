@@ -14,12 +14,13 @@ struct Int8Int4MmAvx512vnni : Int8Avx512Vnni {
     return _mm512_and_si512(_mm512_srli_epi16(raw, static_cast<unsigned>(4 * half)), _mm512_set1_epi8(15));
   }
 
-  static void pack(const int8_t* codes, int64_t steps, X* out, int64_t stride) {
-    for (int64_t step = 0; step < steps; step += 2, codes += kUnitK) {
-      const int8_t quads[kUnitK] = {codes[0], codes[4], codes[1], codes[5], codes[2], codes[6], codes[3], codes[7]};
-      std::memcpy(out + step * stride, quads, 4);
-      std::memcpy(out + (step + 1) * stride, quads + 4, 4);
+  static const X* words(const int8_t* codes, int64_t steps, X* memory) {
+    const __m512i order = _mm512_set4_epi32(0x0f0b0e0a, 0x0d090c08, 0x07030602, 0x05010400);  // 0 4 1 5 2 6 3 7
+    for (int64_t step = 0; step < steps; step += 16, codes += 64) {
+      const __mmask16 rest = static_cast<__mmask16>(steps - step < 16 ? (1 << (steps - step)) - 1 : 0xffff);
+      _mm512_mask_storeu_epi32(memory + step, rest, _mm512_shuffle_epi8(_mm512_maskz_loadu_epi32(rest, codes), order));
     }
+    return memory;
   }
 };
 

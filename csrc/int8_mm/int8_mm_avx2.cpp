@@ -14,11 +14,12 @@ struct Int8MmAvx2 : Int8Avx2 {
     return odd ? _mm256_srli_epi16(raw, 8) : _mm256_and_si256(raw, _mm256_set1_epi16(255));
   }
 
-  static void pack(const int8_t* codes, int64_t steps, X* out, int64_t stride) {
+  static const X* words(const int8_t* codes, int64_t steps, X* memory) {
     for (int64_t step = 0; step < steps; step += 2, codes += kUnitK) {
-      out[step * stride] = pair(codes[0], codes[2]);
-      out[(step + 1) * stride] = pair(codes[1], codes[3]);
+      memory[step] = pair(codes[0], codes[2]);
+      memory[step + 1] = pair(codes[1], codes[3]);
     }
+    return memory;
   }
 };
 

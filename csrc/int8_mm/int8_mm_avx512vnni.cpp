@@ -12,8 +12,9 @@ struct Int8MmAvx512vnni : Int8Avx512Vnni {
 
   static Weight decode(Raw raw, int) { return raw; }
 
-  static void pack(const int8_t* codes, int64_t steps, X* out, int64_t stride) {
-    for (int64_t step = 0; step < steps; ++step) std::memcpy(out + step * stride, codes + 4 * step, 4);
+  static const X* words(const int8_t* codes, int64_t steps, X* memory) {
+    std::memcpy(memory, codes, static_cast<size_t>(steps) * 4);
+    return memory;
   }
 };
 
