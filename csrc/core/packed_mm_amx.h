@@ -179,12 +179,13 @@ class AmxMm {
       next_weights = done;
     }
     scale<kVectors>(panel, pending);
-    for (int64_t row = tile_begin * kTileRows; row < tile_end * kTileRows && row < p_.m; ++row)
-      for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kVectors; ++v) {
+      const OutColumns<Avx512> out(p_, Engine::kInt8 ? x_scale_.get() : nullptr, 2 * panel + v);
+      for (int64_t row = tile_begin * kTileRows; row < tile_end * kTileRows && row < p_.m; ++row) {
         const float* tile = buffers.sums + ((row / kTileRows - tile_begin) * 2 + v) * 256;
-        store_out<Avx512>(p_, Engine::kInt8 ? x_scale_.get() : nullptr, row, 2 * panel + v,
-                          _mm512_load_ps(tile + row % kTileRows * 16));
+        out.store(row, _mm512_load_ps(tile + row % kTileRows * 16));
       }
+    }
   }
 
   template <int kRowTiles, int kVectors>

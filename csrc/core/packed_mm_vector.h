@@ -92,22 +92,49 @@ struct GroupScale {
   static bool has_shift(const PackedMm& p) { return p.zero_point != nullptr || Engine::kMid != Engine::kOffset; }
 };
 
-// One vector of a row of out, with its bias, in out's dtype.
+// A vector of columns of out: what every row of it takes, loaded once.
 template <class Lanes>
-void store_out(const PackedMm& p, const RowScale* x_scale, int64_t row, int64_t vector, typename Lanes::Vec sum) {
-  const int64_t first = vector * Lanes::kLanes, count = p.n - first < Lanes::kLanes ? p.n - first : Lanes::kLanes;
-  auto load = [&](const void* data, aoq::Dtype dtype) {
-    return count == Lanes::kLanes ? Lanes::load(data, dtype, first) : Lanes::load_part(data, dtype, first, count);
-  };
-  if (x_scale) {
-    const RowScale x = x_scale[row];
-    if (x.zero_point != 0) sum = Lanes::fma(Lanes::set(-x.zero_point), load(p.w_sum, aoq::Dtype::f32), sum);
-    sum = Lanes::mul(sum, Lanes::set(x.scale));
+class OutColumns {
+ public:
+  OutColumns(const PackedMm& p, const RowScale* x_scale, int64_t vector)
+      : out_(p.out),
+        dtype_(p.out_dtype),
+        first_(vector * Lanes::kLanes),
+        count_(p.n - first_ < Lanes::kLanes ? p.n - first_ : Lanes::kLanes),
+        n_(p.n),
+        rows_(x_scale),
+        x_scale_(p.x_scale),
+        x_scale_stride_(p.x_scale_stride),
+        shifted_(p.x_asymmetric),
+        biased_(p.bias != nullptr),
+        w_sum_(shifted_ ? load(p.w_sum, aoq::Dtype::f32) : Lanes::set(0)),
+        bias_(biased_ ? load(p.bias, p.bias_dtype) : Lanes::set(0)) {}
+
+  // The sum of products of a row of x, with its scale and the bias, in out's dtype.
+  void store(int64_t row, typename Lanes::Vec sum) const {
+    if (rows_) {
+      if (shifted_) sum = Lanes::fma(Lanes::set(-rows_[row].zero_point), w_sum_, sum);
+      sum = Lanes::mul(sum, Lanes::set(rows_[row].scale));
+    }
+    if (x_scale_) sum = Lanes::mul(sum, Lanes::set(x_scale_[row * x_scale_stride_]));
+    if (biased_) sum = Lanes::add(sum, bias_);
+    Lanes::store(out_, dtype_, row * n_ + first_, sum, count_);
   }
-  if (p.x_scale) sum = Lanes::mul(sum, Lanes::set(p.x_scale[row * p.x_scale_stride]));
-  if (p.bias) sum = Lanes::add(sum, load(p.bias, p.bias_dtype));
-  Lanes::store(p.out, p.out_dtype, row * p.n + first, sum, count);
-}
+
+ private:
+  typename Lanes::Vec load(const void* data, aoq::Dtype dtype) const {
+    return count_ == Lanes::kLanes ? Lanes::load(data, dtype, first_) : Lanes::load_part(data, dtype, first_, count_);
+  }
+
+  void* const out_;
+  const aoq::Dtype dtype_;
+  const int64_t first_, count_, n_;
+  const RowScale* const rows_;  // where x is quantized
+  const float* const x_scale_;  // where it came so, or null
+  const int64_t x_scale_stride_;
+  const bool shifted_, biased_;
+  const typename Lanes::Vec w_sum_, bias_;
+};
 
 // The same of a row quantized to int8.
 inline void sum_groups(const PackedMm& p, const int8_t* codes, float* sums) {
@@ -380,9 +407,11 @@ class VectorMm {
       group += whole;
     }
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) {
+      const OutColumns<Engine> out(p_, x_scale(), 2 * panel + v);
 #pragma GCC unroll 12
-      for (int v = 0; v < kVectors; ++v) store_out<Engine>(p_, x_scale(), row + r, 2 * panel + v, total[r][v]);
+      for (int r = 0; r < kRows; ++r) out.store(row + r, total[r][v]);
+    }
   }
 
   // Panels [begin, end) of out, rows of tiles [first, last). memory: a decoded chunk, then sums, [panel][row][vector].
@@ -404,10 +433,11 @@ class VectorMm {
     for (int64_t panel = begin; panel < end; ++panel)
       for (int64_t v = 0; v < 2 && 2 * panel + v < vectors_; ++v) {
         const GroupScale<Engine> w(p_, groups_, 2 * panel + v, 0);
+        const OutColumns<Engine> out(p_, x_scale(), 2 * panel + v);
         for (int64_t row = 0; row < rows; ++row) {
           Vec sum = Engine::load_f32(sums + (panel - begin) * panel_sums + (row * 2 + v) * kLanes);
           if constexpr (Engine::kScaleLast) sum = Engine::mul(sum, w.scale);
-          store_out<Engine>(p_, x_scale(), row_begin + row, 2 * panel + v, sum);
+          out.store(row_begin + row, sum);
         }
       }
   }
