@@ -22,6 +22,8 @@ def simt_kernel(tmp_path_factory):
             (source,) = (ROOT / "csrc").glob(f"*/{name}.cu")
             flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
             flags += ["-Wno-unknown-pragmas"]  # unroll
+            if name.endswith("_sm80"):
+                flags += [f"-DSIMT_SHARED_BYTES={99 * 1024}"]  # sm_86 and sm_89 have no more
             include = [f"-I{ROOT / 'tests/cuda/simt'}", f"-I{ROOT / 'csrc'}"]
             sources = [source, ROOT / "csrc/core/pdl.cpp"]
             subprocess.run([CXX, *flags, *include, "-x", "c++", *sources, "-o", library], check=True, timeout=900)
@@ -29,7 +31,13 @@ def simt_kernel(tmp_path_factory):
         symbol = f"_ZN3aoq{len(name)}{name}ERKNS_{len(kind)}{kind}EP11CUstream_st"
         function = getattr(ctypes.CDLL(str(library)), symbol)
         function.argtypes, function.restype = [ctypes.POINTER(struct), ctypes.c_void_p], None
-        return lambda **fields: function(ctypes.byref(struct(**fields)), None)
+
+        def call(**fields):
+            args = struct(**fields)
+            with args.fenced():
+                function(ctypes.byref(args), None)
+
+        return call
 
     return build
 

@@ -1,6 +1,8 @@
 """The structs that kernels take, as csrc/<op>/<op>.h declares them."""
 
+import contextlib
 import ctypes
+import mmap
 
 import torch
 
@@ -12,6 +14,39 @@ class Args(ctypes.Structure):
 
     def __init__(self, **fields):
         super().__init__(**{k: v.data_ptr() if hasattr(v, "data_ptr") else v for k, v in fields.items()})
+        self.given = fields
+
+    @contextlib.contextmanager
+    def fenced(self):
+        """Points to copies of the tensors that end where memory does: to read or write beyond crashes. Copied back."""
+        with contextlib.ExitStack() as stack:
+            for name, value in self.given.items():
+                if isinstance(value, Args):
+                    stack.enter_context(value.fenced())
+                    setattr(self, name, value)
+                elif hasattr(value, "data_ptr") and value.numel():
+                    spans = ((n - 1) * stride for n, stride in zip(value.shape, value.stride(), strict=True))
+                    flat = value.as_strided((1 + sum(spans),), (1,))
+                    copy = fenced_copy(flat)
+                    stack.callback(flat.copy_, copy)
+                    setattr(self, name, copy.data_ptr())
+            yield
+
+
+def fenced_copy(flat):
+    """A copy of a contiguous tensor, as aligned to 16 bytes, less than that before a page that cannot be touched."""
+    page, over = mmap.PAGESIZE, flat.data_ptr() % 16
+    size = -(-(flat.nbytes + 32) // page) * page
+    memory = mmap.mmap(-1, size + 2 * page)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + page
+    ctypes.memset(first, 0xFF, size)
+    for fence in (first - page, first + size):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(page), 0) == 0
+    start = first + size - flat.nbytes
+    start -= (start - over) % 16
+    offset = start - first + page
+    copy = torch.frombuffer(memory, dtype=flat.dtype, offset=offset, count=flat.numel())
+    return copy.copy_(flat)
 
 
 class Int4Pack(Args):

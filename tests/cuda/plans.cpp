@@ -1,4 +1,4 @@
-// The plans of int4_mm on CUDA, as test_int4_mm_plan.py asks for them.
+// The plans of int4_mm on CUDA, as plan_library.py asks for them.
 #include "int4_mm/int4_mm_config.h"
 
 using namespace aoq;
@@ -11,6 +11,24 @@ void wide_plan(const Shape* shape, const Device* device, double* plan) {
   plan[0] = int4_wide::cost_of(chosen, *shape, *device);
   plan[1] = chosen.tokens;
   plan[2] = chosen.split;
+}
+
+// {tokens, chunk} of the skinny plan of `config`.
+void skinny_plan(const Shape* shape, int config, int64_t* plan) {
+  const int4_skinny::Plan made = int4_skinny::plan_of(config, *shape);
+  plan[0] = made.tokens;
+  plan[1] = made.chunk;
+}
+
+// Floats of workspace; m: rows of x, `planes` of each.
+int64_t skinny_workspace(const Shape* shape, int log_split, bool cluster, bool f32) {
+  return int4_skinny::workspace_floats({8, 0, log_split, 128}, cluster, f32, shape->m, shape->n, shape->k);
+}
+int64_t wide_workspace(const Shape* shape, int split, int planes, bool copies, bool zero) {
+  return int4_wide::workspace_of({64, split}, *shape, planes, copies, zero).end;
+}
+int64_t wgmma_workspace(const Shape* shape, int planes, bool copies, bool zero) {
+  return int4_wgmma::workspace_of(*shape, planes, copies, zero).end;
 }
 
 double skinny_cost(const Shape* shape, const Device* device) {

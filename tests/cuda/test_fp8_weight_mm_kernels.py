@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, Int4MmCuda, PackedMm, Plan
+from kernel_args import DTYPES, Int4MmCuda, PackedMm
+from plan_library import Shape, skinny_plan, skinny_workspace
 
 from aoq.ops import int8_pack_reference, tile_scale
 
@@ -13,19 +14,19 @@ KERNEL = "fp8_weight_mm_sm80"
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
-def run(simt_kernel, x, codes, scale, bias=None, log_warps_k=0, log_split=0, chunk=4096):
+def run(simt_kernel, x, codes, scale, bias=None, log_warps_k=0, log_split=0, chunk=None):
     (m, k), n = x.shape, codes.shape[0]
-    planes = 3 if x.dtype == torch.float32 else 1
-    tokens = 8 if planes * m <= 8 else 16 if planes * m <= 16 else 32
+    f32 = x.dtype == torch.float32
+    shape = Shape(m=(3 if f32 else 1) * m, n=n, k=k, group=k, x_bytes=2)
+    plan = skinny_plan(shape, log_warps_k, log_split, chunk)
     packed, tiled = int8_pack_reference(codes.view(torch.int8), CUDA).contiguous(), tile_scale(scale)
     out = torch.full((m, n), math.nan, dtype=x.dtype)
-    workspace = torch.full(((planes << log_split) * m * n + 4 + 2 * m * k,), math.nan)
+    workspace = torch.full((skinny_workspace(Shape(m=m, n=n, k=k), log_split, False, f32),), math.nan)
     mm = PackedMm(
         **dict(m=m, n=n, k=k, group=k, x=x, x_dtype=DTYPES[x.dtype], x_stride=x.stride(0), packed=packed, scale=tiled),
         **dict(scale_dtype=DTYPES[scale.dtype], bias=bias, bias_dtype=0 if bias is None else DTYPES[bias.dtype]),
         **dict(out=out, out_dtype=DTYPES[out.dtype], w_e5m2=codes.dtype == E5M2),
     )
-    plan = Plan(tokens=tokens, log_warps_k=log_warps_k, log_split=log_split, chunk=chunk)
     simt_kernel(KERNEL, Int4MmCuda)(mm=mm, plan=plan, workspace=workspace)
     return out
 

@@ -1,5 +1,9 @@
 """The CUDA kernels of int4 packing and quantizing, thread by thread: the bits of the references and of the CPU's."""
 
+import faulthandler
+import os
+import signal
+
 import pytest
 import torch
 from kernel_args import DTYPES, MAPPINGS, Int4Pack, Int4Quantize, Int4Unpack
@@ -28,6 +32,19 @@ def test_pack_and_unpack(simt_kernel, n, k):
     simt_kernel("int4_unpack_sm80", Int4Unpack)(n=n, k=k, packed=packed, qdata=back)
     assert torch.equal(back, qdata)
     assert torch.equal(int4_unpack_reference(packed, n, k), qdata)
+
+
+def test_memory_beyond_a_tensor_is_out_of_reach(simt_kernel):
+    """What a device's memory checker would find crashes here."""
+    kernel = simt_kernel("int4_pack_sm80", Int4Pack)
+    codes, packed = torch.zeros(16, 32, dtype=torch.uint8), torch.zeros(1, 1, 512, dtype=torch.uint8)
+    for n in (16, 17):
+        child = os.fork()
+        if child == 0:
+            faulthandler.disable()
+            kernel(n=n, k=64, qdata=codes, packed=packed)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if n == 16 else -signal.SIGSEGV)
 
 
 def quantize(kernel, w, group, mapping, scale_dtype):

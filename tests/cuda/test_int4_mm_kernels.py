@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, Int4MmCuda, Int4MmWgmma, Int4MmWide, PackedMm, Plan, WgmmaPlan, WidePlan
+from kernel_args import DTYPES, Int4MmCuda, Int4MmWgmma, Int4MmWide, PackedMm, WgmmaPlan, WidePlan
+from plan_library import Shape, skinny_plan, skinny_workspace, wgmma_workspace, wide_workspace
 
 from aoq.ops import int4_dequantize, int4_pack_reference, int4_quantize, tile_scale
 
@@ -25,31 +26,36 @@ class Weight:
         self.addends = 15 * scale.double().repeat_interleave(min(group, k), 1)[:, :k] + self.exact.abs()
 
 
-def run(simt_kernel, kernel, x, weight, bias=None, log_warps_k=0, log_split=0, tokens=None, chunk=4096):
+def run(simt_kernel, kernel, x, weight, bias=None, log_warps_k=0, log_split=0, chunk=None):
     """out of a kernel for few rows under the plan given, every byte of its memory poisoned first."""
     (m, k), n = x.shape, weight.n
-    if tokens is None:
-        odd_group = weight.group < k and weight.group % 32
-        tokens = 16 if odd_group else 8 if m <= 8 else 16 if m <= 16 else 32
-    slabs = (1 if kernel.endswith("sm90a") else 1 << log_split) * (3 if x.dtype == torch.float32 else 1)
-    plan = Plan(tokens=tokens, log_warps_k=log_warps_k, log_split=log_split, chunk=chunk)
-    workspace = torch.full((slabs * m * n + 4 + 2 * m * k,), math.nan)
-    return multiply(simt_kernel(kernel, Int4MmCuda), x, weight, bias, plan, workspace)
+    f32 = x.dtype == torch.float32
+    shape = Shape(m=(3 if f32 else 1) * m, n=n, k=k, group=weight.group, x_bytes=2)
+    plan = skinny_plan(shape, log_warps_k, log_split, chunk)
+    floats = skinny_workspace(Shape(m=m, n=n, k=k), log_split, kernel.endswith("sm90a"), f32)
+    return multiply(simt_kernel(kernel, Int4MmCuda), x, weight, bias, plan, torch.full((floats,), math.nan))
+
+
+def many(x, weight):
+    """What workspaces for many rows are asked for besides their plan."""
+    (m, k), f32 = x.shape, x.dtype == torch.float32
+    copies = f32 or k % 8 or x.stride(0) % 8 or x.stride(0) < k or x.data_ptr() % 16  # needs_copy's answer
+    shape = Shape(m=m, n=weight.n, k=k, group=weight.group, x_bytes=2)
+    return shape, 3 if f32 else 1, bool(copies), weight.zero_point is not None
 
 
 def run_wide(simt_kernel, x, weight, bias=None, tokens=64, split=1):
     """The same of the kernel for many rows."""
-    (m, k), n = x.shape, weight.n
-    workspace = torch.full((3 * (split * m * n + m * (k + 8) + m * (k // 32 + 1)) + 4,), math.nan)
+    shape, *rest = many(x, weight)
+    workspace = torch.full((wide_workspace(shape, split, *rest),), math.nan)
     plan = WidePlan(tokens=tokens, split=split)
     return multiply(simt_kernel(WIDE, Int4MmWide), x, weight, bias, plan, workspace)
 
 
 def run_wgmma(simt_kernel, x, weight, bias=None, tokens=64, halves=1, split=1, stages=3):
     """The same of the kernel for many rows on Hopper."""
-    (m, k), n = x.shape, weight.n
-    sums = 4 * (3 * m + 128) * (k // 128 + 1)
-    workspace = torch.full((3 * (m * n + m * (k + 8)) + sums + 16,), math.nan)
+    shape, *rest = many(x, weight)
+    workspace = torch.full((wgmma_workspace(shape, *rest),), math.nan)
     plan = WgmmaPlan(tokens=tokens, halves=halves, split=split, stages=stages)
     return multiply(simt_kernel("int4_mm_wgmma_sm90a", Int4MmWgmma), x, weight, bias, plan, workspace)
 
@@ -204,7 +210,7 @@ WGMMA_CASES = [  # n, k, group, mapping, scale dtype, x dtype, m, plan
     (300, 520, 128, "asymmetric", torch.bfloat16, torch.bfloat16, 70, dict(halves=2)),
     (520, 1096, 64, "symmetric", torch.float16, torch.float16, 130, dict(tokens=128, halves=2, stages=2)),
     (260, 1000, 64, "hqq", torch.float32, torch.float16, 130, dict(tokens=128, halves=2, split=2)),
-    (17, 904, 256, "asymmetric", torch.bfloat16, torch.bfloat16, 140, dict(tokens=128, split=4, stages=8)),
+    (17, 904, 256, "asymmetric", torch.bfloat16, torch.bfloat16, 140, dict(tokens=128, split=4, stages=5)),
     (530, 416, 32, "asymmetric", torch.bfloat16, torch.bfloat16, 100, dict(halves=4, split=2)),
     (40, 1001, 1001, "asymmetric", torch.float32, torch.bfloat16, 34, dict(split=8)),
     (31, 130, 4096, "hqq", torch.float16, torch.bfloat16, 9, dict(tokens=32, halves=2)),

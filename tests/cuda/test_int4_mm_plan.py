@@ -2,15 +2,11 @@
 
 import ctypes
 import itertools
-import subprocess
 
+import plan_library
 import pytest
 from kernel_args import I64, Args
-from toolchain import CXX, ROOT
-
-
-class Shape(Args):
-    _fields_ = tuple((name, I64) for name in ("m", "n", "k", "group", "x_bytes"))
+from plan_library import Shape
 
 
 class Device(Args):
@@ -26,17 +22,9 @@ RTX4090 = Device(multiprocessors=128, bytes_per_ns=1008, multiplies_per_ns=512 *
 H100 = Device(multiprocessors=132, bytes_per_ns=3350, multiplies_per_ns=1280 * 1.75)
 
 
-@pytest.fixture(scope="module")
-def plans(tmp_path_factory):
-    if CXX is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("plans") / "plans.so"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([CXX, *flags, ROOT / "tests/cuda/plans.cpp", "-o", library], check=True, timeout=300)
-    functions = ctypes.CDLL(str(library))
-    functions.skinny_cost.restype = ctypes.c_double
-    functions.wide_pays.restype = functions.wgmma_pays.restype = ctypes.c_bool
-    return functions
+@pytest.fixture
+def plans():
+    return plan_library.plans()
 
 
 def wide_plan(plans, shape, device):

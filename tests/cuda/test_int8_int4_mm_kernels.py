@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from kernel_args import DTYPES, Int4MmCuda, Int4MmWgmma, Int4MmWide, PackedMm, Plan, WgmmaPlan, WidePlan
+from plan_library import Shape, skinny_plan, skinny_workspace, wgmma_workspace, wide_workspace
 from test_int4_mm_kernels import Weight
 
 from aoq.ops import int8_quantize
@@ -21,7 +22,14 @@ def run(simt_kernel, kernel, x, weight, bias, mapping, plan, checked=True):
     permuted = torch.nn.functional.pad(codes, (0, -k % 16)).unflatten(1, (-1, 16))[..., ORDER].flatten(1).contiguous()
     w_sum = weight.exact.sum(1).float()
     out = torch.full((m, n), math.nan, dtype=x.dtype)
-    workspace = torch.full((16 * m * n + (m + 128) * (k // 32 + 4) + 4,), math.nan)
+    shape, zero_points = Shape(m=m, n=n, k=k, group=weight.group, x_bytes=1), weight.zero_point is not None
+    if kernel == WGMMA:
+        floats = wgmma_workspace(shape, 1, False, zero_points)
+    elif kernel == WIDE:
+        floats = wide_workspace(shape, plan.split, 1, False, zero_points)
+    else:
+        floats = skinny_workspace(shape, plan.log_split, kernel.endswith("sm90a"), False)
+    workspace = torch.full((floats,), math.nan)
     asymmetric = mapping == "asymmetric"
     mm = PackedMm(
         **dict(m=m, n=n, k=k, group=weight.group, x=permuted, x_dtype=DTYPES[x.dtype], x_stride=permuted.shape[1]),
@@ -55,16 +63,16 @@ def check(out, codes, scale, zero, weight, w_sum, bias):
 
 
 CASES = [  # n, k, group, mapping, scale dtype, x dtype, mapping of x, m, warps_k, split, chunk
-    (128, 256, 128, "symmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 1, 0, 0, 4096),
-    (70, 640, 128, "hqq", torch.float16, torch.float16, "symmetric", 3, 1, 1, 4096),
+    (128, 256, 128, "symmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 1, 0, 0, None),
+    (70, 640, 128, "hqq", torch.float16, torch.float16, "symmetric", 3, 1, 1, None),
     (33, 576, 64, "asymmetric", torch.bfloat16, torch.float32, "asymmetric", 17, 3, 0, 256),
-    (48, 384, 32, "symmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 11, 1, 0, 4096),
+    (48, 384, 32, "symmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 11, 1, 0, None),
     (17, 300, 96, "asymmetric", torch.float32, torch.float16, "asymmetric", 33, 2, 1, 128),
-    (40, 200, 8, "asymmetric", torch.float32, torch.bfloat16, "symmetric", 4, 1, 1, 4096),
-    (24, 130, 24, "hqq", torch.bfloat16, torch.float16, "asymmetric", 18, 3, 0, 4096),
-    (5, 7, 7, "asymmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 2, 0, 0, 4096),
-    (1, 1, 1, "symmetric", torch.float32, torch.float16, "symmetric", 1, 0, 0, 4096),
-    (20, 1001, 1001, "asymmetric", torch.float32, torch.bfloat16, "asymmetric", 5, 1, 3, 4096),
+    (40, 200, 8, "asymmetric", torch.float32, torch.bfloat16, "symmetric", 4, 1, 1, None),
+    (24, 130, 24, "hqq", torch.bfloat16, torch.float16, "asymmetric", 18, 3, 0, None),
+    (5, 7, 7, "asymmetric", torch.bfloat16, torch.bfloat16, "asymmetric", 2, 0, 0, None),
+    (1, 1, 1, "symmetric", torch.float32, torch.float16, "symmetric", 1, 0, 0, None),
+    (20, 1001, 1001, "asymmetric", torch.float32, torch.bfloat16, "asymmetric", 5, 1, 3, None),
 ]
 
 
@@ -75,9 +83,8 @@ def test_matches_fp64(simt_kernel, kernel, case):
     weight = Weight(*weight)
     x = (torch.randn(m, weight.k) + 0.5).to(x_dtype)
     bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
-    tokens = 16 if weight.group < weight.k and weight.group % 32 else 8 if m <= 8 else 16 if m <= 16 else 32
-    plan = Plan(tokens=tokens, log_warps_k=log_warps_k, log_split=log_split, chunk=chunk)
-    run(simt_kernel, kernel, x, weight, bias, mapping, plan)
+    shape = Shape(m=m, n=weight.n, k=weight.k, group=weight.group, x_bytes=1)
+    run(simt_kernel, kernel, x, weight, bias, mapping, skinny_plan(shape, log_warps_k, log_split, chunk))
 
 
 WIDE_CASES = [  # n, k, group, mapping, scale dtype, x dtype, mapping of x, m, tokens, split
@@ -128,7 +135,7 @@ def test_nonfinite_x_stays_in_its_row(simt_kernel, kernel):
     plan = {
         WIDE: WidePlan(tokens=64, split=1),
         WGMMA: WgmmaPlan(tokens=64, halves=1, split=1, stages=3),
-    }.get(kernel, Plan(tokens=8, log_warps_k=0, log_split=0, chunk=4096))
+    }.get(kernel, Plan(tokens=8, log_warps_k=0, log_split=0, chunk=256))
     x = torch.randn(3, 130).bfloat16()
     clean = run(simt_kernel, kernel, x, weight, None, "symmetric", plan)
     x[1, 129] = math.inf

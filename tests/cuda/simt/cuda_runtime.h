@@ -1,8 +1,8 @@
 // CUDA's threads on the CPU, for tests. A .cu file that is compiled as plain C++ with this header before CUDA's runs
 // its kernels here: blocks one after the other, the threads of a block as fibers that take turns at shuffles and
-// barriers; the blocks of a cluster side by side. No launch syntax (kernels are launched with cudaLaunchKernelEx), no
-// instructions in assembler (core/ptx.cuh is replaced too), and shared memory in a cluster only from
-// ptx::shared_memory.
+// barriers, in another order in each cluster; the blocks of a cluster side by side. Launches that a device would refuse
+// throw. No launch syntax (kernels are launched with cudaLaunchKernelEx), no instructions in assembler (core/ptx.cuh is
+// replaced too), and shared memory in a cluster only from ptx::shared_memory.
 #pragma once
 #include <ucontext.h>
 
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <stdexcept>
 #include <vector>
 
@@ -46,8 +47,25 @@ struct cudaLaunchAttribute {
   } val;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+#if !defined(SIMT_SHARED_BYTES)
+#define SIMT_SHARED_BYTES (227 * 1024)  // what a block of the device may have: Hopper's
+#endif
+
+namespace simt {
+// The dynamic shared memory that each kernel asked for; without, it is as much as needs no asking.
+inline std::map<const void*, size_t> allowed;
+
+inline size_t allowed_bytes(const void* kernel) {
+  const auto found = allowed.find(kernel);
+  return found == allowed.end() ? 48 * 1024 : found->second;
+}
+}  // namespace simt
+
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
+  if (bytes > SIMT_SHARED_BYTES) throw std::runtime_error("more shared memory than a block may have");
+  simt::allowed[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
 struct cudaLaunchConfig_t {
@@ -124,7 +142,16 @@ inline void enter() {
   fiber->done = cluster->progress = true;
 }
 
+// Which of `count` threads is the `turn`th: what no barrier puts in order must not depend on it.
+inline unsigned thread_of(unsigned turn, unsigned count, unsigned order) {
+  if (order % 3 == 0) return turn;
+  if (order % 3 == 1) return count - 1 - turn;
+  return turn * 37 % count;  // 37 divides no block's size
+}
+
 inline void run_cluster() {
+  static unsigned order = 0;
+  ++order;
   for (Block& one : cluster->blocks)
     for (Fiber& thread : one.fibers) {
       getcontext(&thread.context);
@@ -140,7 +167,8 @@ inline void run_cluster() {
   for (bool live = true; live;) {
     live = cluster->progress = false;
     for (Block& one : cluster->blocks)
-      for (unsigned i = 0; i < one.fibers.size(); ++i) {
+      for (unsigned turn = 0; turn < one.fibers.size(); ++turn) {
+        const unsigned i = thread_of(turn, static_cast<unsigned>(one.fibers.size()), order);
         fiber = &one.fibers[i];
         if (fiber->done) continue;
         live = true;
@@ -214,8 +242,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     if (id == cudaLaunchAttributeProgrammaticStreamSerialization)
       simt::programmatic = val.programmaticStreamSerializationAllowed != 0;
   }
-  if (gridDim.x % blocks) throw std::runtime_error("a grid that is not whole clusters");
+  if (gridDim.x % blocks || blocks > 8) throw std::runtime_error("a grid that is not whole clusters of at most 8");
   const unsigned threads = blockDim.x;
+  if (!gridDim.x || !gridDim.y || !gridDim.z || gridDim.x >> 31 || gridDim.y > 65535 || gridDim.z > 65535)
+    throw std::runtime_error("a grid that no device launches");
+  if (!threads || threads > 1024 || threads % 37 == 0 || blockDim.y != 1 || blockDim.z != 1)
+    throw std::runtime_error("a block that no device launches, or the emulator does not");
+  if (config->dynamicSmemBytes > simt::allowed_bytes(reinterpret_cast<const void*>(kernel)))
+    throw std::runtime_error("more shared memory than the kernel asked for");
   simt::Cluster cluster;
   cluster.blocks.resize(blocks);
   for (simt::Block& block : cluster.blocks) {
