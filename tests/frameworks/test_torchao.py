@@ -781,10 +781,13 @@ def kernels_that_run(model: PreTrainedModel) -> set[str]:
 
 
 GUIDES: dict[str, tuple[Callable[[], Any], set[str]]] = {
-    # transformers' guide: int4 on the CPU, int8 on the CPU
+    # transformers' guide to each kind on the CPU
     "int4-cpu": (lambda: Int4WeightOnlyConfig(group_size=128, layout=torchao.dtypes.Int4CPULayout()), {"int4_mm"}),
     "int8-cpu": (lambda: Int8DynamicActivationInt8WeightConfig(), {"int8_mm"}),
-    # torchao's guides to transformers and vLLM
+    "int8-weight-cpu": (lambda: Int8WeightOnlyConfig(), {"int8_weight_mm"}),
+    "float8-weight-cpu": (lambda: Float8WeightOnlyConfig(), {"fp8_weight_mm"}),
+    # torchao's guides to transformers and vLLM, and to serving (float8)
+    "float8": (lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), {"fp8_mm"}),
     "int4-hqq": (lambda: Int4WeightOnlyConfig(group_size=128, use_hqq=True), {"int4_mm"}),
     "modules": (
         lambda: ModuleFqnToConfig(
@@ -818,7 +821,7 @@ def test_guides(name: str, tmp_path: Path, tokenizer: Any) -> None:
     output = quantized_model.generate(**input_ids, max_new_tokens=10, cache_implementation="static", do_sample=False)
 
     output_dir = tmp_path / "quantized"
-    quantized_model.save_pretrained(output_dir)
+    quantized_model.save_pretrained(output_dir, safe_serialization=False)  # which transformers does not heed any more
     reloaded_model = AutoModelForCausalLM.from_pretrained(output_dir, device_map="auto", dtype=torch.bfloat16)
     again = reloaded_model.generate(**input_ids, max_new_tokens=10, do_sample=False)
     assert torch.equal(again, output)
