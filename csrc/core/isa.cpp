@@ -13,7 +13,7 @@
 namespace aoq {
 namespace {
 
-constexpr const char* kNames[] = {"ref", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"};
+constexpr const char* kNames[] = {"ref", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512vbmi", "amx"};
 constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
 
 #if defined(__x86_64__)
@@ -41,7 +41,8 @@ bool detect(Isa isa) {
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     case Isa::avx512vnni: return supported(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
     case Isa::avx512bf16: return supported(Isa::avx512vnni) && __builtin_cpu_supports("avx512bf16");
-    case Isa::amx: return supported(Isa::avx512bf16) && cpu_has_amx();
+    case Isa::avx512vbmi: return supported(Isa::avx512bf16) && __builtin_cpu_supports("avx512vbmi");
+    case Isa::amx: return supported(Isa::avx512vbmi) && cpu_has_amx();
   }
   return false;
 }
@@ -89,6 +90,7 @@ bool supported(Isa isa) {
     AOQ_ONCE(avx512)
     AOQ_ONCE(avx512vnni)
     AOQ_ONCE(avx512bf16)
+    AOQ_ONCE(avx512vbmi)
     AOQ_ONCE(amx)
 #undef AOQ_ONCE
   }

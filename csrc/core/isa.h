@@ -9,7 +9,7 @@
 namespace aoq {
 
 // Ascending: a machine that has one has all before it, and a kernel for one runs on all after it.
-enum class Isa { ref, avx2, avx512, avx512vnni, avx512bf16, amx };
+enum class Isa { ref, avx2, avx512, avx512vnni, avx512bf16, avx512vbmi, amx };
 
 AOQ_API const char* name(Isa isa);
 bool supported(Isa isa);                        // by this CPU, its OS and this build

@@ -1,7 +1,7 @@
 // A unit is two rows of a tile of w.
 #include "core/float_amx.h"
 
-#include "core/fp8_bf16.h"
+#include "core/fp8_vbmi.h"
 #include "fp8_weight_mm/fp8_weight_mm.h"
 
 namespace {
@@ -12,8 +12,9 @@ struct Fp8Amx : FloatAmx {
   static constexpr int64_t kUnitK = aoq::int8::kUnitK;
 
   static void decode(__m512i raw, uint8_t* rows) {
-    _mm512_store_si512(rows, fp8_pairs<Format>(raw, 0));
-    _mm512_store_si512(rows + 64, fp8_pairs<Format>(raw, 1));
+    const Fp8Unit unit = fp8_unit<Format>(raw);
+    _mm512_store_si512(rows, fp8_pairs(unit, 0));
+    _mm512_store_si512(rows + 64, fp8_pairs(unit, 1));
   }
 };
 
@@ -22,7 +23,7 @@ struct Fp8Amx : FloatAmx {
 void aoq::fp8_weight_mm_amx(const PackedMm& p) {
   // One row leaves fifteen sixteenths of a tile empty; other dtypes have more bits than bf16 holds.
   if (p.m == 1 || p.x_dtype != Dtype::bf16)
-    fp8_weight_mm_avx512bf16(p);
+    fp8_weight_mm_avx512vbmi(p);
   else
     p.w_e5m2 ? AmxMm<Fp8Amx<E5m2>>(p).run() : AmxMm<Fp8Amx<E4m3>>(p).run();
 }
