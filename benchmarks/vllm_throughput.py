@@ -143,9 +143,8 @@ CONTENDERS = [
     Contender("aoq int8", 8, aoq_checkpoint("int8"), plugins="aoq"),
     Contender("vLLM W4A16", 4.5, compressed_tensors_checkpoint),
     Contender("torchao int8wo", 8, options=torchao_options(torchao_int8)),
-    Contender(
-        "torchao intx4", 8, options=torchao_options(torchao_int4)
-    ),  # its int4 that runs on a CPU; codes are bytes
+    # Its int4 that runs on a CPU; codes are bytes.
+    Contender("torchao intx4", 8, options=torchao_options(torchao_int4)),
 ]
 
 

@@ -197,7 +197,7 @@ def test_errors(tmp_path: Path) -> None:
     )
     assert_fails(run("info", tmp_path / "none"), "none: no such directory")
     assert_fails(run("eval", tmp_path / "none"), "none: no such directory")
-    assert_fails(run("eval", source, "--against", tmp_path / "none"), "")
+    assert_fails(run("eval", with_tokenizer(source), "--against", tmp_path / "none"), "none: no such directory")
     assert_fails(run("quantize", source, "-o", out, "--skip", "mpl"), "skip: 'mpl' matches no module (did you mean mlp")
     assert_fails(run("quantize", source, "-o", "/proc/none/out"), "/proc/none/out: cannot be made")
     assert not out.exists()

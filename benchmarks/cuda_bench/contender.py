@@ -74,12 +74,16 @@ class Contender:
 
 
 class RowContender(Contender):
-    """One way to quantize rows: `weight` are the rows, `multiply` quantizes them."""
+    """One way to quantize rows: `weight` is what the op reads, `multiply` quantizes it."""
 
     tolerance = 0.05  # fp8 with three bits behind the point; int8 is well under
 
     def weight(self, rows: Rows) -> Any:  # type: ignore[override]
-        return (rows.x,)
+        fused = {
+            "rmsnorm_quantize": (rows.x, rows.weight, rows.other),
+            "silu_mul_quantize": (rows.x, rows.other),
+        }
+        return fused.get(self.op, (rows.x,))
 
     def values(self, out: Any) -> tuple[Tensor, Tensor]:
         """Codes and scales of what `multiply` returned."""

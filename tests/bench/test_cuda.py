@@ -198,7 +198,9 @@ class Wrong(contending.Contender):
     ],
 )
 def test_who_is_wrong_is_not_timed(how, why):
-    for r in block("int4_mm", [Wrong(how)]).measure(4, 3):
+    found = block("int4_mm", [Wrong(how)]).measure(4, 3)
+    assert len(found) == len(figures.REGIMES)
+    for r in found:
         assert not r.seconds and why in r.why
 
 

@@ -49,7 +49,9 @@ def test_every_case_has_its_limits(report):
 
 @pytest.mark.parametrize("contender", ("right", "good"))
 def test_a_right_contender_is_timed(report, contender):
-    for result in results(report, contender):
+    found = results(report, contender)
+    assert len(found) == 4
+    for result in found:
         assert result["status"] == "ok"
         assert result["wrongness"] <= 1
         assert len(result["seconds"]) == len(result["calls"]) == len(result["quiet"]) == SETTINGS.rounds

@@ -105,9 +105,9 @@ def test_a_graphs_cache_is_the_same_and_emptied(tmp_path):
 
 
 def test_devices():
-    on_cuda = ModelMeasurement(ModelSettings([], device="cpu"), entries(sys.executable)).entries
-    assert {"torch bf16", "aoq int4", "aoq int8", "aoq int8-int4"} <= {entry.name for entry in on_cuda}
-    assert all("cuda" in entry.cls.devices for entry in on_cuda if entry.ours)
+    measured = ModelMeasurement(ModelSettings([], device="cpu"), entries(sys.executable)).entries
+    assert {"torch bf16", "aoq int4", "aoq int8", "aoq int8-int4"} <= {entry.name for entry in measured}
+    assert all("cuda" in entry.cls.devices for entry in measured if entry.ours)
     with pytest.raises(ValueError, match="expected cpu or cuda, got gpu"):
         check_device("gpu", ["llama-3.2-1b"])
     with pytest.raises(ValueError, match=r"benchmarks/cuda\.py times ops"):

@@ -53,4 +53,5 @@ def test_a_file_a_shape(figures, tmp_path):
 def test_nothing_measured_is_an_empty_picture(tmp_path):
     empty = case()
     empty["limits"] = []
-    save(report(empty), tmp_path / "empty.png")
+    (file,) = save(report(empty), tmp_path / "empty.png")
+    assert file.read_bytes().startswith(b"\x89PNG")

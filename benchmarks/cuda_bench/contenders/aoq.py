@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..contender import Contender, Missing, RowContender
 from ..figures import GROUP
-from ..problem import Problem, Rows, relative_error
+from ..problem import Problem, relative_error
 
 
 def registered(op: str, device: str) -> None:
@@ -152,11 +152,6 @@ class Quantizer(RowContender):
 
         registered(self.op_name, device)
         self.call = getattr(torch.ops.aoq, self.op_name).default
-
-    def weight(self, rows: Rows) -> Any:  # type: ignore[override]
-        if self.op_name == "rmsnorm_quantize":
-            return rows.x, rows.weight, rows.other
-        return (rows.x, rows.other) if self.op_name == "silu_mul_quantize" else (rows.x,)
 
     def multiply(self, x: Any, weight: Any) -> Any:
         if self.op_name == "rmsnorm_quantize":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..contender import Contender, RowContender
 from ..figures import GROUP, OPS
-from ..problem import Problem, Rows
+from ..problem import Problem
 
 FP8 = torch.float8_e4m3fn
 
@@ -153,11 +153,6 @@ class Compiled(RowContender):
 
         forms: dict[str, Any] = {"rmsnorm_quantize": rmsnorm, "silu_mul_quantize": silu_mul}
         self.call = compiled(forms.get(self.op, quantize))
-
-    def weight(self, rows: Rows) -> Any:  # type: ignore[override]
-        if self.op == "rmsnorm_quantize":
-            return rows.x, rows.weight, rows.other
-        return (rows.x, rows.other) if self.op == "silu_mul_quantize" else (rows.x,)
 
     def multiply(self, x: Any, weight: Any) -> Any:
         return self.call(*weight)

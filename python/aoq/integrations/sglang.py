@@ -46,9 +46,8 @@ class AoqMethod(ServingMethod, LinearMethodBase):  # type: ignore[misc]
 
     def create_weights(self, layer: Any, *args: Any, **kwargs: Any) -> None:
         super().create_weights(layer, *args, **kwargs)
-        layer.tie_weights = partial(
-            self.tie_weights, layer
-        )  # the layer's own shares its `weight`, of which there is none
+        # The layer's own shares its `weight`, of which there is none.
+        layer.tie_weights = partial(self.tie_weights, layer)
 
     def rank(self, layer: Any) -> tuple[int, int]:
         return get_group_rank_size(layer.tp_group)  # type: ignore[no-any-return]
