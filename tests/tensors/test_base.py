@@ -470,6 +470,26 @@ def test_the_kernel_is_named() -> None:
     assert out.stdout.strip() == "int4_mm_ref"
 
 
+def test_what_one_isa_packed_runs_under_every_other(config: AOBaseConfig) -> None:
+    before, values = _C.isa(), torch.randn(40, 72)
+    packed: dict[str, QuantizedTensor] = {}
+    try:
+        for isa in _C.isas():
+            _C.set_isa(isa)
+            packed[isa] = config.quantize(values)
+        for isa in _C.isas():
+            _C.set_isa(isa)
+            expected = F.linear(X, packed[isa])
+            torch.testing.assert_close(expected, product(X, packed[isa]), rtol=0.02, atol=0.02 * float(expected.std()))
+            for w in packed.values():
+                assert same(w.unpack(), packed[isa].unpack())
+                # Sums of rows, which are no part of a checkpoint, are added up in another order.
+                torch.testing.assert_close(F.linear(X, w), expected, rtol=1e-5, atol=1e-5 * float(expected.std()))
+            assert _C.last_kernel() == _C.kernels(w.mm_op)[0]
+    finally:
+        _C.set_isa(before)
+
+
 # ---- devices and dtypes
 
 
