@@ -175,6 +175,20 @@ void launch(void (*kernel)(Parameters...), const Launch& how, Arguments... argum
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
+// p on a copy of x at `to`, as copy_rows makes it: with planes as rows of their own.
+inline PackedMm copied(const PackedMm& p, float* to, int64_t pitch, CudaStream stream) {
+  PackedMm mm = p;
+  mm.x = to;
+  mm.x_stride = pitch;
+  if (p.x_dtype == Dtype::f32) {
+    mm.x_dtype = Dtype::bf16;
+    mm.m = kPlanes * p.m;
+  }
+  launch(copy_rows, {dim3(grid_for(p.m * p.k, kAddThreads)), kAddThreads, 0, stream, 0}, p,
+         reinterpret_cast<uint16_t*>(to), pitch);
+  return mm;
+}
+
 inline void add(const PackedMm& p, const float* slabs, int count, CudaStream stream) {
   launch(add_slabs, {dim3(grid_for(p.m * p.n, kAddThreads)), kAddThreads, 0, stream, 0}, p, slabs, count);
 }

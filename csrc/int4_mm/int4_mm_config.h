@@ -60,7 +60,7 @@ constexpr bool differs(const Problem& p, int config) {
     const int split = 1 << (config - kFirstWgmma) % int4_wgmma::kSplits;
     return split <= ceil_div(p.shape.k, int4_wgmma::kStepK);
   }
-  if (config >= kFirstWide) return int4_wide::plan_of(config - kFirstWide).split <= ceil_div(p.shape.k, 128);
+  if (config >= kFirstWide) return wide::differs(wide::plan_of(config - kFirstWide), p.shape.k);
   return int4_skinny::differs(config, p.shape);
 }
 

@@ -15,6 +15,7 @@
 
 #include "core/int4_cuda.h"
 #include "core/packed_mm.cuh"
+#include "core/skinny.cuh"
 #include "int4_mm/int4_mm_plan.h"
 
 namespace aoq::int4_skinny {
@@ -153,24 +154,6 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
     const int token = 8 * j + lane % 8;  // beyond m: some row, whose column is never stored
     fragments[j] = shared + (token < tokens ? token : tokens - 1) * pitch + 16 * (lane / 8);
   }
-  const char* const x = static_cast<const char*>(p.x) + first_token * p.x_stride * kBytes;
-  const bool aligned = p.x_stride * kBytes % 16 == 0 && reinterpret_cast<uintptr_t>(p.x) % 16 == 0;
-  auto copy_x = [&](int64_t first, int64_t last) {  // columns, zeros from k on
-    constexpr int kStep = 16 / kBytes;
-    const bool by_warp = tokens >= kWarps;
-    for (int token = by_warp ? warp : 0; token < tokens; token += by_warp ? kWarps : 1)
-      for (int64_t k = first + kStep * (by_warp ? lane : static_cast<int>(threadIdx.x)); k < last;
-           k += kStep * (by_warp ? 32 : kThreads)) {
-        char* const to = shared + token * pitch + kBytes * (k - first);
-        const char* const from = x + kBytes * (token * p.x_stride + k);
-        const int64_t left = p.k - k < 0 ? 0 : p.k - k < kStep ? p.k - k : kStep;
-        if (kBytes == 1 || aligned)  // bytes beyond k, among sixteen that are out of order, are 0
-          ptx::copy_async(to, left ? from : x, static_cast<int>(kBytes == 1 && left ? 16 : kBytes * left));
-        else
-          for (int i = 0; i < 8; ++i)
-            reinterpret_cast<uint16_t*>(to)[i] = i < left ? reinterpret_cast<const uint16_t*>(from)[i] : uint16_t{0};
-      }
-  };
 
   // ---- a tile of k, in multiplications of 32 bytes of x
   auto multiply_tile = [&](const ptx::U32x4(&codes)[kTiles], int offset, bool ends_span) {
@@ -241,7 +224,7 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
       __syncthreads();  // all have used the columns before these
     else if constexpr (kCluster)
       ptx::wait_for_kernel_before();  // weights are no kernel's output; x may be
-    copy_x(128 * pass.begin, 128 * pass.end);
+    copy_x<kBytes>(p, first_token, tokens, 128 * pass.begin, 128 * pass.end, shared, pitch);
     ptx::wait_for_copies();
     __syncthreads();
     int offset = static_cast<int>(kBytes * (64 * first - 128 * pass.begin));
@@ -258,49 +241,8 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
   }
   if constexpr (kCluster) ptx::start_kernel_after();
 
-  // ---- add up, in one order, and store
   __syncthreads();  // x's memory is free
-  constexpr int kPitch = sum_pitch(kTokens), kWarpSums = kTokens * kPitch;
-  float* const sums = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-    for (int j = 0; j < kEights; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int token = 8 * j + 2 * (lane % 4) + i % 2, row = 16 * r + lane / 4 + 8 * (i / 2);
-        sums[warp * kWarpSums + token * kPitch + row] = total[r][j][i];
-      }
-  if constexpr (kCluster)
-    ptx::cluster_barrier();
-  else
-    __syncthreads();
-  const int rows_of_warp = 16 * kTiles, block_n = rows_of_warp << log_warps_n;
-  const int blocks = kCluster ? plan.split() : 1;  // whose sums are added here
-  const Share outputs = share({0, tokens * block_n}, kCluster ? rank : 0, kCluster ? plan.log_split : 0);
-  const int64_t first_row = (first_tile - warp_n) * rows_of_warp;
-  for (int index = static_cast<int>(outputs.begin + threadIdx.x); index < outputs.end; index += kThreads) {
-    const int token = index / block_n, in_block = index % block_n;
-    const int64_t row = first_row + in_block, m = first_token + token;
-    if (row >= p.n) continue;
-    const float* at = sums + in_block / rows_of_warp * kWarpSums + token * kPitch + in_block % rows_of_warp;
-    float value = 0;
-    for (int block = 0; block < blocks; ++block)
-      for (int k = 0; k < plan.warps_k(); ++k) {
-        const float* from = at + (k << log_warps_n) * kWarpSums;
-        if constexpr (kCluster)
-          value += ptx::load_cluster(from, block);
-        else
-          value += *from;
-      }
-    if (args.partial) {
-      const int64_t slab = kCluster ? 0 : rank;
-      args.partial[(slab * p.m + m) * p.n + row] = value;
-    } else {
-      store_float(p.out, p.out_dtype, m * p.n + row, finished(p, m, row, value));
-    }
-  }
-  if constexpr (kCluster) ptx::cluster_barrier();  // no block ends while another reads its sums
+  add_up<kTokens, kCluster, false>(p, plan, args.partial, total, shared, first_tile, first_token, tokens);
 }
 
 // ---- launching
@@ -340,14 +282,7 @@ void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream strea
   const bool f32 = p.x_dtype == Dtype::f32;
   const int slabs = slabs_of(plan, kCluster, f32);
   Args args{p, plan, slabs > 1 ? workspace : nullptr};
-  if (f32) {
-    auto* planes = reinterpret_cast<uint16_t*>(workspace + ceil_div(slabs * p.m * p.n, 4) * 4);
-    launch(copy_rows, {dim3(grid_for(p.m * p.k, kAddThreads)), kAddThreads, 0, stream, 0}, p, planes, p.k);
-    args.p.x = planes;
-    args.p.x_dtype = Dtype::bf16;
-    args.p.x_stride = p.k;
-    args.p.m = kPlanes * p.m;
-  }
+  if (f32) args.p = copied(p, workspace + ceil_div(slabs * p.m * p.n, 4) * 4, p.k, stream);
   if (p.x_dtype == Dtype::f16)
     p.zero_point ? run<ptx::F16, true, kCluster>(args, stream) : run<ptx::F16, false, kCluster>(args, stream);
   else

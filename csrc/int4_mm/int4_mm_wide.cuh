@@ -14,6 +14,7 @@
 // for each four and 22 other instructions for decoding.
 #pragma once
 #include "core/packed_mm.cuh"
+#include "core/wide.cuh"
 #include "int4_mm/int4_mm_wide_plan.h"
 
 namespace aoq::int4_wide {
@@ -28,20 +29,6 @@ struct Args {
   const float* x_sum;  // [m][spans], or null: no zero points
   float* partial;      // [split][m][n], added up by `add_slabs`, or null: straight to out
 };
-
-struct alignas(16) FourFloats {
-  float value[4];
-};
-struct alignas(8) FourHalves {
-  uint16_t value[4];
-};
-__device__ inline FourHalves halves(const float (&value)[4], Dtype dtype) {
-  FourHalves four;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    four.value[i] = static_cast<uint16_t>(dtype == Dtype::bf16 ? float_to_bf16(value[i]) : ptx::f32_to_f16(value[i]));
-  return four;
-}
 
 template <class X, int kTokens>
 __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(const Args args) {
@@ -229,48 +216,9 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
     multiply_stage(stage);
   }
 
-  // ---- through shared memory, so that rows of out are stored whole
   ptx::wait_for_groups<0>();
   __syncthreads();
-  float* const sums = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-    for (int j = 0; j < kEights; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int token = (warp_m * kEights + j) * 8 + 2 * (lane % 4) + i % 2;
-        const int row = (warp_n * kTiles + r) * 16 + lane / 4 + 8 * (i / 2);
-        sums[token * kSumPitch + row] = total[r][j][i];
-      }
-  __syncthreads();
-  const int64_t n = first_row + 4 * lane;
-  const bool whole =
-      p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % 8 == 0 && (args.partial || p.out_dtype != Dtype::f32);
-  for (int token = warp; token < tokens; token += kWarps) {
-    const int64_t m = first_token + token;
-    float value[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) value[i] = sums[token * kSumPitch + 4 * lane + i];
-    if (args.partial) {
-      float* const slab = args.partial + (blockIdx.y * p.m + m) * p.n;
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (!whole && n + i < p.n) slab[n + i] = value[i];
-      if (whole && n < p.n) *reinterpret_cast<FourFloats*>(slab + n) = {{value[0], value[1], value[2], value[3]}};
-      continue;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (n + i < p.n) value[i] = finished(p, m, n + i, value[i]);
-    if (whole && n < p.n) {
-      *reinterpret_cast<FourHalves*>(static_cast<uint16_t*>(p.out) + m * p.n + n) = halves(value, p.out_dtype);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (n + i < p.n) store_float(p.out, p.out_dtype, m * p.n + n + i, value[i]);
-    }
-  }
+  store_sums(p, args.partial, total, shared, first_row, first_token, tokens);
 }
 
 __device__ inline float sum_sixteen(ptx::Bf16, ptx::U32x4 pairs, int64_t count) {
@@ -339,15 +287,7 @@ void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream strea
   const int planes = p.x_dtype == Dtype::f32 ? kPlanes : 1, slabs = plan.split * planes;
   const bool copies = needs_copy(p);
   const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.group}, planes, copies, p.zero_point);
-  PackedMm mm = p;
-  if (copies) {
-    auto* const x = reinterpret_cast<uint16_t*>(workspace + at.copy);
-    launch(copy_rows, {dim3(grid_for(p.m * p.k, kAddThreads)), kAddThreads, 0, stream, 0}, p, x, copy_pitch(p.k));
-    mm.x = x;
-    mm.x_stride = copy_pitch(p.k);
-    mm.m = planes * p.m;
-    if (p.x_dtype == Dtype::f32) mm.x_dtype = Dtype::bf16;
-  }
+  const PackedMm mm = copies ? copied(p, workspace + at.copy, copy_pitch(p.k), stream) : p;
   float* const partial = slabs > 1 ? workspace : nullptr;
   if (mm.x_dtype == Dtype::f16)
     run<ptx::F16>(mm, plan, partial, workspace + at.x_sum, stream);

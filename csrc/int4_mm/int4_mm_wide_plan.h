@@ -1,51 +1,17 @@
-// How a CUDA matmul of many rows of x (wide) is shared out: constexpr, so that the host plans and tests what the device
-// walks.
-//
-//   A block multiplies kRows rows of w with `tokens` rows of x; four warps side by side along w, two along x. `split`
-//   blocks share its columns, in whole units of 128, and add up through memory.
-//   Blocks are numbered along x within stripes of kStripe of them, then along w, so that those which run at a time read
-//   the same weights and rows of x, from L2:
-//
-//            w -->
-//        x   0  4  8 ..
-//        |   1  5  9
-//        v   2  6 10
-//            3  7 11
-//           .. the next stripe
+// What int4_mm's blocks for many rows of x (core/wide_plan.h) have in shared memory, and which plan they take.
 #pragma once
 #include <cstdint>
 
-#include "core/packed_mm_plan.h"
+#include "core/wide_plan.h"
 #include "int4_mm/int4_mm_plan.h"
 
 namespace aoq::int4_wide {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps, kWarpsN = 4;
-constexpr int kRows = 128, kStripe = 4;
+using namespace wide;
+
 constexpr int kXBytes = 128;  // of a row of x in a stage: 64 columns of 16-bit floats, 128 of bytes
 // In shared memory, all but one on their way while that is multiplied.
 constexpr int stages(int x_bytes) { return x_bytes == 2 ? 4 : 3; }
-
-struct Plan {
-  int tokens, split;  // 64 or 128; 1 ..
-};
-
-struct Place {
-  int64_t rows, tokens;  // which block of kRows, of `tokens`
-};
-constexpr Place place_of(uint32_t block, uint32_t row_blocks, uint32_t token_blocks) {
-  const uint32_t stripe = block / (kStripe * row_blocks), in_stripe = block % (kStripe * row_blocks);
-  const uint32_t first = stripe * kStripe, left = token_blocks - first, width = left < kStripe ? left : kStripe;
-  return {in_stripe / width, first + in_stripe % width};
-}
-
-// Piece `index` of `pieces` as equal as can be.
-constexpr Share share(int64_t count, int64_t index, int64_t pieces) {
-  return {count * index / pieces, count * (index + 1) / pieces};
-}
-
-constexpr int64_t row_blocks(int64_t n) { return ceil_div(n, kRows); }
-constexpr int64_t token_blocks(const Plan& plan, int64_t m) { return ceil_div(m, plan.tokens); }
 
 // ---- shared memory: stages of x, weights and sums of x, each at a multiple of 128 bytes; then sums of w * x
 
@@ -54,37 +20,13 @@ constexpr int most_spans(int x_bytes) { return kXBytes / x_bytes / 32; }
 constexpr int stage_bytes(int tokens, int x_bytes) {
   return tokens * kXBytes + weight_bytes(x_bytes) + 4 * tokens * most_spans(x_bytes);
 }
-constexpr int kSumPitch = kRows + 4;  // a fragment's sums lie in different banks
 constexpr int shared_bytes(int tokens, int x_bytes) {
-  const int copies = stages(x_bytes) * stage_bytes(tokens, x_bytes), sums = 4 * tokens * kSumPitch;
+  const int copies = stages(x_bytes) * stage_bytes(tokens, x_bytes), sums = sum_bytes(tokens);
   return copies > sums ? copies : sums;
 }
 static_assert(shared_bytes(128, 2) <= 99 * 1024 && shared_bytes(128, 1) <= 99 * 1024,
               "what sm_86 and sm_89 give a block");
 static_assert(2 * (shared_bytes(64, 1) + 1024) <= 164 * 1024, "two blocks of 64 tokens fit an sm_80");
-
-// ---- workspace, in floats: sums that are added up through memory, then x where it has to be copied (fp32 as planes,
-// or rows that are not whole aligned sixteen bytes), then the sums of x over each span that zero points take
-
-struct Workspace {
-  int64_t copy, x_sum, end;  // where each begins
-};
-constexpr int64_t copy_pitch(int64_t k) { return ceil_div(k, 8) * 8; }
-constexpr int64_t spans_of(int64_t group, int64_t k) { return ceil_div(k, span_of(group, k)); }
-
-constexpr Workspace workspace_of(const Plan& plan, const Shape& shape, int planes, bool copies, bool zero) {
-  const int64_t slabs = plan.split * planes, rows = planes * shape.m;
-  const int64_t copy = slabs > 1 ? ceil_div(slabs * shape.m * shape.n, 4) * 4 : 0;
-  const int64_t x_sum = copy + (copies ? rows * copy_pitch(shape.k) / 2 : 0);
-  return {copy, x_sum, x_sum + (zero ? rows * spans_of(shape.group, shape.k) : 0)};
-}
-
-// ---- which plan: a cost model, in ns, no measurement at run time. `config` picks tokens and split instead.
-
-constexpr int kSplits[] = {1, 2, 3, 4, 6, 8, 12, 16};
-constexpr int kConfigs = 16;
-
-constexpr Plan plan_of(int config) { return {config < 8 ? 64 : 128, kSplits[config % 8]}; }
 
 // Sums are scaled after 32 columns at the least.
 constexpr bool takes(const Shape& shape) { return span_of(shape.group, shape.k) >= 32; }
@@ -117,17 +59,7 @@ constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& dev
 }
 
 constexpr Plan choose(const Shape& shape, const Device& device) {
-  Plan best = plan_of(0);
-  double least = cost_of(best, shape, device);
-  for (int config = 1; config < kConfigs; ++config) {
-    const Plan plan = plan_of(config);
-    if (plan.split > ceil_div(shape.k, 128)) continue;  // some would have nothing to do
-    const double cost = cost_of(plan, shape, device);
-    if (cost >= least) continue;
-    best = plan;
-    least = cost;
-  }
-  return best;
+  return cheapest(shape, [&](const Plan& plan) { return cost_of(plan, shape, device); });
 }
 
 // Whether it beats the skinny plans; `before`: kernels that prepare x for it.
