@@ -125,6 +125,12 @@ __device__ inline uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) {
 
 // Byte i of the result is byte (selector >> 4i & 7) of the eight bytes b:a.
 __device__ inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+// The same of a alone; from 8 on, selector >> 4i & 15 stands for eight times the sign of the byte.
+__device__ inline uint32_t signed_bytes_of(uint32_t a, uint32_t selector) {
+  uint32_t v;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(v) : "r"(a), "r"(selector));
+  return v;
+}
 
 // sum + the four signed bytes
 __device__ inline int add_bytes(uint32_t bytes, int sum) { return __dp4a(static_cast<int>(bytes), 0x01010101, sum); }

@@ -17,7 +17,8 @@ constexpr Kernel<Int8WeightMmKernel> kKernels[] = {
 const bool kRegistered = register_op("int8_weight_mm", kKernels);
 
 Tensor int8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
-                      int64_t n) {
+                      int64_t n, int64_t config) {
+  check_value(config == -1, "int8_weight_mm", "config", "expected -1, as the CPU's kernels have none, got ", config);
   return packed_mm("int8_weight_mm", {x, packed, scale, {}, {}, bias}, n, 0, int8::kUnitK,
                    [] { return [](const PackedMm& args) { select(kKernels)(args); }; });
 }
@@ -26,6 +27,6 @@ Tensor int8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale
 }  // namespace aoq
 
 STABLE_TORCH_LIBRARY_FRAGMENT(aoq, m) {
-  m.def("int8_weight_mm(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int n) -> Tensor");
+  m.def("int8_weight_mm(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int n, int config=-1) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(aoq, CPU, m) { m.impl("int8_weight_mm", TORCH_BOX(&aoq::int8_weight_mm)); }

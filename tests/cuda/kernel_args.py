@@ -113,6 +113,14 @@ class Int4MmWgmma(Args):
     _fields_ = (("mm", PackedMm), ("plan", WgmmaPlan), ("workspace", POINTER))
 
 
+class WeightMmSkinny(Int4MmCuda):
+    """int8_weight_mm and fp8_weight_mm, few rows."""
+
+
+class WeightMmWide(Int4MmWide):
+    """Many rows."""
+
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CODES = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.float8_e5m2: 2}
 SOURCES = {"given": 0, "rmsnorm": 1, "silu_mul": 2}

@@ -25,17 +25,22 @@ def plans():
         subprocess.run([CXX, *flags, ROOT / "tests/cuda/plans.cpp", "-o", library], check=True, timeout=300)
         functions = ctypes.CDLL(str(library))
     functions.skinny_cost.restype = ctypes.c_double
-    functions.wide_pays.restype = functions.wgmma_pays.restype = ctypes.c_bool
+    functions.wide_pays.restype = functions.wgmma_pays.restype = functions.weight_differs.restype = ctypes.c_bool
     for name in ("skinny_workspace", "wide_workspace", "wgmma_workspace"):
         getattr(functions, name).restype = I64
     return functions
 
 
-def skinny_plan(shape, log_warps_k, log_split, chunk=None):
+def skinny_plan(shape, log_warps_k, log_split, chunk=None, of="skinny_plan"):
     """The plan for few rows of a config; `chunk` instead of as much of x as fits."""
     out = (I64 * 2)()
-    plans().skinny_plan(ctypes.byref(shape), 4 * log_warps_k + log_split, out)
+    getattr(plans(), of)(ctypes.byref(shape), 4 * log_warps_k + log_split, out)
     return Plan(tokens=out[0], log_warps_k=log_warps_k, log_split=log_split, chunk=chunk or out[1])
+
+
+def weight_plan(*config):
+    """The same of 8-bit weights."""
+    return skinny_plan(*config, of="weight_plan")
 
 
 def skinny_workspace(shape, log_split, cluster, f32):

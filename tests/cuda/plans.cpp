@@ -1,4 +1,5 @@
-// The plans of int4_mm on CUDA, as plan_library.py asks for them.
+// The plans of matmuls on CUDA, as plan_library.py asks for them.
+#include "core/weight_mm_plan.h"
 #include "int4_mm/int4_mm_config.h"
 
 using namespace aoq;
@@ -108,6 +109,31 @@ void choice(const int4_config::Problem* problem, const Device* device, int confi
       plan[3] = chosen.wgmma.split;
       break;
   }
+}
+
+// ---- int8_weight_mm and fp8_weight_mm
+
+int weight_configs() { return weight::kConfigs; }
+
+bool weight_differs(const Shape* shape, int config) { return weight::differs(*shape, config); }
+
+// {tokens, chunk} of a config for few rows.
+void weight_plan(const Shape* shape, int config, int64_t* plan) {
+  const skinny::Plan of_config = weight_skinny::plan_of(config, *shape);
+  plan[0] = of_config.tokens;
+  plan[1] = of_config.chunk;
+}
+
+// {wide, tokens, log_warps_k, split, shared_bytes, cost} of a config, or of the chosen one.
+void weight_choice(const Shape* shape, const Device* device, int config, double* plan) {
+  const weight::Choice chosen = weight::choose(*shape, 0, *device, config);
+  const auto& [wide, few, many] = chosen;
+  plan[0] = wide;
+  plan[1] = wide ? many.tokens : few.tokens;
+  plan[2] = wide ? 0 : few.log_warps_k;
+  plan[3] = wide ? many.split : few.split();
+  plan[4] = wide ? weight_wide::shared_bytes(many.tokens) : static_cast<double>(skinny::shared_bytes(few, shape->m, 2));
+  plan[5] = wide ? weight_wide::cost_of(many, *shape, *device) : weight_skinny::cost_of(few, *shape, *device);
 }
 
 }  // extern "C"

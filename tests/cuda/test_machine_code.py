@@ -199,18 +199,45 @@ def test_int8_int4_mm_wgmma(tmp_path):
     assert opcodes["IGMMA"] == 16 and opcodes["FFMA"] == 128 and 2 * len(body) <= 1024, opcodes
 
 
+WEIGHT_MM = ("int8_weight_mm", 1), ("fp8_weight_mm", 2)  # op, formats
+
+
+@pytest.mark.parametrize("op, formats", WEIGHT_MM)
 @pytest.mark.parametrize("sm", ("80", "90"))
-def test_fp8_weight_mm(tmp_path, sm):
-    """Two blocks a multiprocessor; of e4m3 and bf16 six operations for two weights, one of them a multiply-add."""
-    kernels = Kernels(tmp_path, (ROOT / "csrc/fp8_weight_mm/fp8_weight_mm_sm80.cu").read_text(), sm)
+def test_weight_mm(tmp_path, sm, op, formats):
+    """Two blocks a multiprocessor; in bf16 six or seven operations for four weights, two of them multiply-adds."""
+    kernels = Kernels(tmp_path, (ROOT / f"csrc/{op}/{op}_sm80.cu").read_text(), sm)
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
-    assert len(multiply) == 12 and all(used[0] <= 128 and used[1] == 0 for used in multiply.values()), multiply
-    body = kernels.loop("Bf16ELb0ELi8E")
+    assert len(multiply) == 6 * formats and all(used[0] <= 128 and used[1] == 0 for used in multiply.values()), multiply
+    body = kernels.loop(f"Bf16ELNS_5CodesE{formats - 1}ELi8E")
     opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
-    wide = sum(line.startswith("LDG.E") and ".128" in line for line in body)
+    wide = sum(line.startswith("LDG.E") and ".128" in line and ".NA" in line for line in body)
     weights = 16 * wide
-    assert wide == 16 and opcodes["HMMA"] == weights / 8 and opcodes["HFMA2"] + opcodes["HMUL2"] >= weights / 2
+    assert wide == 16 and opcodes["HMMA"] == weights / 8 and opcodes["HFMA2"] + opcodes["HMUL2"] == weights / 2
     assert not opcodes["LDL"] + opcodes["STL"] + opcodes["STS"] + opcodes["BAR"]
+    elsewhere = ("LDG", "LDS", "HMMA", "BRA", "BSSY", "BSYNC", "WARPSYNC", "NOP", "CALL")
+    arithmetic = sum(count for opcode, count in opcodes.items() if opcode not in elsewhere)
+    assert arithmetic / weights <= 2.5, opcodes
+
+
+@pytest.mark.parametrize("op, formats", WEIGHT_MM)
+@pytest.mark.parametrize("sm", ("80", "86", "90"))
+def test_wide_weight_mm(tmp_path, sm, op, formats):
+    """No spills, two blocks of 64 tokens at a time, and a loop that loads sixteen bytes at a time and decodes once."""
+    kernels = Kernels(tmp_path, (ROOT / f"csrc/{op}/{op}_wide_sm80.cu").read_text(), sm)
+    multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
+    assert len(multiply) == 4 * formats and all(stack == 0 for _, stack in multiply.values()), multiply
+    for name, (registers, _) in multiply.items():
+        assert registers <= (128 if "ELi64E" in name else 255), multiply
+    body = kernels.loop(f"Bf16ELNS_5CodesE{formats - 1}ELi128E")
+    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
+    # 64 columns: four atoms of two tiles of rows and eight of tokens, 64 codes of a lane
+    assert (opcodes["HMMA"], opcodes["PRMT"], opcodes["HFMA2"] + opcodes["HMUL2"]) == (64, 32, 32), opcodes
+    assert sum(line.startswith("LDS.128") for line in body) == 4 + 16
+    assert sum(line.startswith("LDGSTS") and ".128" in line for line in body) == opcodes["LDGSTS"] == 6
+    assert not opcodes["LDL"] + opcodes["STL"] + opcodes["STS"]
+    # A scheduler issues two warps' instructions while an sm_80's tensor core multiplies for 1024 clocks.
+    assert 2 * len(body) <= 800, opcodes
 
 
 def test_quantizers_have_no_spills(tmp_path):

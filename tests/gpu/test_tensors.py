@@ -18,6 +18,8 @@ CONFIGS = [
     aoq.Int8DynamicActivationInt8WeightConfig(act_mapping_type=aoq.MappingType.ASYMMETRIC),
     aoq.Float8DynamicActivationFloat8WeightConfig(granularity=aoq.PerRow()),
     aoq.Float8DynamicActivationFloat8WeightConfig(),
+    aoq.Int8WeightOnlyConfig(),
+    aoq.Float8WeightOnlyConfig(),
 ]
 
 

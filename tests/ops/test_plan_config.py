@@ -19,6 +19,7 @@ def operands(op):
         ),
         "int8_mm": aoq.Int8DynamicActivationInt8WeightConfig,
         "fp8_mm": lambda: aoq.Float8DynamicActivationFloat8WeightConfig(granularity=aoq.PerRow()),
+        "int8_weight_mm": aoq.Int8WeightOnlyConfig,
         "fp8_weight_mm": aoq.Float8WeightOnlyConfig,
     }[op]()
     w = config.quantize(torch.randn(32, 64))
@@ -27,12 +28,13 @@ def operands(op):
         "int8_int4_mm": lambda: (w.zero_point, w.w_sum, None, 32, 32),
         "int8_mm": lambda: (w.w_sum, None, 32),
         "fp8_mm": lambda: (None, 32, E4M3, E4M3, "row", None, None),
+        "int8_weight_mm": lambda: (None, 32),
         "fp8_weight_mm": lambda: (None, 32, E4M3),
     }[op]()
     return (torch.randn(3, 64), w.qdata, w.scale, *rest)
 
 
-@pytest.mark.parametrize("op", ("int4_mm", "int8_int4_mm", "int8_mm", "fp8_mm", "fp8_weight_mm"))
+@pytest.mark.parametrize("op", ("int4_mm", "int8_int4_mm", "int8_mm", "fp8_mm", "int8_weight_mm", "fp8_weight_mm"))
 def test_the_last_argument_is_a_config(op):
     call = getattr(torch.ops.aoq, op).default
     last = call._schema.arguments[-1]

@@ -20,7 +20,7 @@ def int8_weight_mm(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None
 
     Args:
         x: [..., k] bf16, fp16 or fp32, any strides; zero rows are fine.
-        packed: uint8 [ceil(n / 16), ceil(k / 4), 64] from `int8_pack`.
+        packed: from `int8_pack`, on the device of `x`.
         scale: [ceil(n / 16), 1, 16] from `tile_scale`, bf16, fp16 or fp32.
         bias: [n] bf16, fp16 or fp32, or None.
         n: rows of the weight.
@@ -39,7 +39,7 @@ def _dequantize(packed: Tensor, scale: Tensor, n: int, k: int, dtype: torch.dtyp
 
 
 @torch.library.register_fake("aoq::int8_weight_mm")  # type: ignore[untyped-decorator]
-def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int) -> Tensor:
+def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int, config: int = -1) -> Tensor:
     return packed_mm_fake(_op, packed_shape, x, (packed, scale), bias, n)
 
 

@@ -77,6 +77,15 @@ inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selector) {
   return value;
 }
 
+inline uint32_t signed_bytes_of(uint32_t a, uint32_t selector) {
+  uint32_t value = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t byte = a >> 8 * (selector >> 4 * i & 3) & 255;
+    value |= (selector >> 4 * i & 8 ? byte >> 7 ? 255 : 0 : byte) << 8 * i;
+  }
+  return value;
+}
+
 inline int add_bytes(uint32_t bytes, int sum) {
   for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(bytes >> 8 * i);
   return sum;
