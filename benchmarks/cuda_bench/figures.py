@@ -31,6 +31,7 @@ class Op:
 OPS = {
     "int4_mm": Op(16, 4, True),
     "fp8_weight_mm": Op(16, 8),
+    "int8_weight_mm": Op(16, 8),
     "int8_mm": Op(8, 8, peak="int8", quantizer="int8_quantize"),
     "fp8_mm": Op(8, 8, peak="fp8", quantizer="fp8_quantize"),
     "fp8_mm tensor": Op(8, 8, peak="fp8", quantizer="fp8_quantize"),

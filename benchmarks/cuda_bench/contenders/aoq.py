@@ -57,6 +57,7 @@ class Aoq(Contender):
             "fp8_mm": lambda: aoq.Float8DynamicActivationFloat8WeightConfig(granularity=aoq.PerRow()),
             "fp8_mm tensor": lambda: aoq.Float8DynamicActivationFloat8WeightConfig(granularity=per_tensor),
             "fp8_weight_mm": aoq.Float8WeightOnlyConfig,
+            "int8_weight_mm": aoq.Int8WeightOnlyConfig,
         }[self.op]()
 
     def weight(self, problem: Problem) -> Any:
@@ -95,12 +96,14 @@ class Aoq(Contender):
             return w.qdata, w.scale, w.w_sum, None, n
         if self.op == "fp8_weight_mm":
             return w.qdata, w.scale, None, n, w.code_dtype
+        if self.op == "int8_weight_mm":
+            return w.qdata, w.scale, None, n
         return w.qdata, w.scale, None, n, w.code_dtype, w.act_dtype, w.act_granularity
 
     def x_exact(self, x: Tensor) -> Tensor:
         from aoq.ops import fp8_quantize_reference, int8_quantize_reference
 
-        if self.op.startswith("int8"):
+        if self.op in ("int8_mm", "int8_int4_mm"):
             codes, scale, _ = int8_quantize_reference(x)
         elif self.op.startswith("fp8_mm"):
             codes, scale = fp8_quantize_reference(x, "tensor" if self.op.endswith("tensor") else "row")
@@ -169,6 +172,7 @@ def contenders(configs: Sequence[int], without_pdl: bool = False) -> list[Conten
         "fp8_mm": "fp8",
         "fp8_mm tensor": "fp8_tensor",
         "fp8_weight_mm": "fp8",
+        "int8_weight_mm": "int8",
     }
     fp8 = torch.float8_e4m3fn
     return [

@@ -39,6 +39,7 @@ CONTENDERS: list[Contender] = [
     Gemlite("int4_mm", "A16W4", "A16W4_HQQ_INT", "int4", 0.02),
     Gemlite("int8_int4_mm", "A8W4, x in fp8", "A8W4_HQQ_INT_dynamic", "int4", 0.06),
     Gemlite("fp8_weight_mm", "A16W8 fp8", "A16W8_FP8", "w", 0.06),
+    Gemlite("int8_weight_mm", "A16W8 int8", "A16W8_INT8", "w", 0.06),
     Gemlite("int8_mm", "A8W8 int8", "A8W8_int8_dynamic", "w", 0.06),
     Gemlite("fp8_mm", "A8W8 fp8", "A8W8_fp8_dynamic", "w", 0.06),
 ]

@@ -40,6 +40,7 @@ INT4 = {"dtype": "int4", "group_size": GROUP}
 CONTENDERS: list[Contender] = [
     Humming("int4_mm", "W4A16", INT4, None),
     Humming("fp8_weight_mm", "W8A16 fp8", {"dtype": "float8e4m3"}, None),
+    Humming("int8_weight_mm", "W8A16 int8", {"dtype": "int8"}, None),
     Humming("int8_mm", "W8A8 int8", {"dtype": "int8"}, "int8"),
     Humming("fp8_mm", "W8A8 fp8", {"dtype": "float8e4m3"}, "float8e4m3"),
     Humming("int8_int4_mm", "W4A8 int8", INT4, "int8"),

@@ -69,6 +69,18 @@ class Int4(Contender):
         return out
 
 
+class Int8Weight(Contender):
+    name, op, form, tolerance = "torch _weight_int8pack_mm", "int8_weight_mm", "int8", 0.01
+
+    def weight(self, problem: Problem) -> Any:
+        codes, scale = problem.int8
+        return codes, scale.flatten()
+
+    def multiply(self, x: Tensor, weight: Any) -> Tensor:
+        out: Tensor = torch.ops.aten._weight_int8pack_mm(x, *weight)
+        return out
+
+
 class ScaledMm(Contender):
     """cuBLASLt where scales are per tensor, CUTLASS where they are per row."""
 
@@ -161,6 +173,7 @@ class Compiled(RowContender):
 CONTENDERS: list[Contender] = [
     *(Bf16(op) for op in OPS),
     Int4(),
+    Int8Weight(),
     *(ScaledMm(op, quantizes) for op in ("fp8_mm", "fp8_mm tensor") for quantizes in (True, False)),
     IntMm(True),
     IntMm(False),

@@ -43,6 +43,7 @@ class Torchao(Contender):
 CONTENDERS: list[Contender] = [
     Torchao("int4_mm", "Int4WeightOnlyConfig", 0.2, group_size=GROUP, int4_packing_format="tile_packed_to_4d"),
     Torchao("fp8_weight_mm", "Float8WeightOnlyConfig", granularity="PerRow"),
+    Torchao("int8_weight_mm", "Int8WeightOnlyConfig"),
     Torchao("int8_mm", "Int8DynamicActivationInt8WeightConfig"),
     Torchao("fp8_mm", "Float8DynamicActivationFloat8WeightConfig", granularity="PerRow"),
     Torchao("fp8_mm tensor", "Float8DynamicActivationFloat8WeightConfig", granularity="PerTensor"),
