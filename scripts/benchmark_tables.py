@@ -32,6 +32,12 @@ KINDS = {
     "fp8_weight_mm": "fp8, x as given",
 }
 
+# Further runs of `aoq bench`, by the names of their files: the page has a table of each one that there is.
+FURTHER = {
+    "isas": "aoq with the kernels of older machines",
+    "variants": "int4 with and without zero points, and with ragged groups",
+}
+
 INTRODUCTION = """# Benchmarks
 
 `make bench` writes this page, its pictures, and the JSON that both are made of: every round of every contender.
@@ -117,8 +123,8 @@ def peers_table(report: Json) -> str:
     return f"How many times faster than the best peer of the same kind{over}:\n\n{markdown(heading, rows)}"
 
 
-def models_table(report: Json) -> str:
-    """Whole models: memory and tokens a second."""
+def models_table(report: Json, whole: bool = False) -> str:
+    """Whole models: memory and tokens a second; if `whole`, also the peak of memory and the time to the first token."""
     rows = []
     for model in report["models"]:
         for result in model["results"]:
@@ -129,10 +135,15 @@ def models_table(report: Json) -> str:
             decode = f"{1 / found.next.median:.1f}" + brackets(found.next_vs_bf16)
             name = model["name"] + ", random" * model["random"] + ", compiled" * model["compiled"]
             first = result is model["results"][0]
-            rows.append([name if first else "", result["contender"], f"{result['bytes'] / 1e6:,.0f}", prefill, decode])
+            memory, start = [f"{result['bytes'] / 1e6:,.0f}"], []
+            if whole:
+                memory.append(f"{result['peak'] / 1e6:,.0f}")
+                start.append(f"{1e3 * found.first.median:,.0f}")
+            rows.append([name if first else "", result["contender"], *memory, *start, prefill, decode])
     model = report["models"][0]
-    heading = ["", f"g{model['group_size']}", "MB", f"reading {model['prompt']} tokens, tokens/s", "writing, tokens/s"]
-    return markdown(heading, rows)
+    speeds = [f"reading {model['prompt']} tokens, tokens/s", "writing, tokens/s"]
+    more = ["peak MB of the process", "ms to the first token"] if whole else []
+    return markdown(["", f"g{model['group_size']}", "MB", *more, *speeds], rows)
 
 
 def brackets(ratio: Spread | None) -> str:
@@ -161,8 +172,8 @@ def readme_part(report: Json, models: Json) -> str:
     )
 
 
-def page(report: Json, models: Json) -> str:
-    """Everything, for docs/benchmarks."""
+def page(report: Json, models: Json, further: dict[str, Json] | None = None) -> str:
+    """Everything, for docs/benchmarks; `further` by the names in `FURTHER`."""
     text = f"{INTRODUCTION}\n{conditions(report)}\n"
     for n, k, group_size in shapes(report):
         picture = FOLDER / (f"cpu-{n}x{k}.png" if len(shapes(report)) > 1 else "cpu.png")
@@ -189,7 +200,9 @@ def page(report: Json, models: Json) -> str:
                 rows.append([str(case["m"]), *cells, milliseconds(least.median) if least else "", *versus])
             heading = [f"`{op}`, ms; M", *names, "limit", "of limit", "against best peer", "best peer", "against bf16"]
             text += "\n" + markdown(heading, rows)
-    text += "\n## Whole models\n\n" + models_table(models)
+    for name, run in (further or {}).items():
+        text += f"\n## {FURTHER[name]}\n\n{main_table(run)}\n{conditions(run)}\n"
+    text += "\n## Whole models\n\n" + models_table(models, whole=True)
     missing = [*problems(report), *problems(models)]
     return text + ("\n## Not measured\n\n" + "".join(f"- {line}\n" for line in missing) if missing else "")
 
@@ -206,7 +219,13 @@ def stored() -> tuple[Json, Json]:
     return report, models
 
 
+def stored_further() -> dict[str, Json]:
+    """Those of the runs in `FURTHER` that were made."""
+    files = {name: FOLDER / f"{name}.json" for name in FURTHER}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     readme.write_text(updated(readme.read_text(), *stored()))
-    (FOLDER / "README.md").write_text(page(*stored()))
+    (FOLDER / "README.md").write_text(page(*stored(), stored_further()))
