@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
     if (begin != all.begin)
       __syncthreads();  // all have used the columns before these
     else if constexpr (kCluster)
-      ptx::wait_for_kernel_before();  // weights are no kernel's output; x may be
+      ptx::wait_for_kernel_before();  // weights are in memory: int4_pack sees to it; x may not be
     copy_x<kBytes>(p, first_token, tokens, 128 * pass.begin, 128 * pass.end, shared, pitch);
     ptx::wait_for_copies();
     __syncthreads();

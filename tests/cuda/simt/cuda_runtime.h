@@ -273,6 +273,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 inline void __syncthreads() { simt::barrier(); }
+inline void __threadfence() {}
 inline void __syncwarp(unsigned mask = ~0u) { simt::exchange(mask, 0, 0, false); }
 
 template <class T>
