@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,14 +22,26 @@ print(_C.last_kernel(), _C.isa())
 """
 
 
+KNOWN = ("ref", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512vbmi", "amx")
+MISSING = [isa for isa in reversed(KNOWN) if isa not in _C.isas()][:1]
+
+
 def run(isa):
     environment = {**os.environ, "AOQ_ISA": isa}
-    return subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """What a process under each AOQ_ISA did. Most of it is starting, so they run side by side."""
+    values = [*_C.isas(), *MISSING, "avx1024", ""]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(values, pool.map(run, values), strict=True))
 
 
 @pytest.mark.parametrize("isa", _C.isas())
-def test_forced_isa_runs(isa):
-    done = run(isa)
+def test_forced_isa_runs(processes, isa):
+    done = processes[isa]
     assert done.returncode == 0, done.stderr
     # What an op has no kernel for runs on the next ISA down.
     multiplies = {"avx512vnni": "avx512", "avx512vbmi": "avx512bf16"}.get(isa, isa)
@@ -36,25 +49,22 @@ def test_forced_isa_runs(isa):
     assert done.stdout.split() == [f"int4_quantize_{narrow}", f"int4_pack_{narrow}", f"int4_mm_{multiplies}", isa]
 
 
-def test_unknown_isa_is_an_import_error():
-    done = run("avx1024")
+def test_unknown_isa_is_an_import_error(processes):
+    done = processes["avx1024"]
     assert done.returncode != 0
-    known = "ref, avx2, avx512, avx512vnni, avx512bf16, avx512vbmi, amx"
-    assert f"AOQ_ISA=avx1024 is not an ISA that aoq knows: {known}" in done.stderr
+    assert f"AOQ_ISA=avx1024 is not an ISA that aoq knows: {', '.join(KNOWN)}" in done.stderr
 
 
-def test_unsupported_isa_never_falls_back():
-    isas = ("amx", "avx512vbmi", "avx512bf16", "avx512vnni", "avx512", "avx2")
-    missing = [isa for isa in isas if isa not in _C.isas()]
-    if not missing:
+def test_unsupported_isa_never_falls_back(processes):
+    if not MISSING:
         pytest.skip("this machine has them all")
-    done = run(missing[0])
+    done = processes[MISSING[0]]
     assert done.returncode != 0
-    assert f"AOQ_ISA={missing[0]} is not supported by this machine; the best here is {_C.isas()[0]}" in done.stderr
+    assert f"AOQ_ISA={MISSING[0]} is not supported by this machine; the best here is {_C.isas()[0]}" in done.stderr
 
 
-def test_empty_is_unset():
-    assert run("").stdout.split()[-1] == _C.isas()[0]
+def test_empty_is_unset(processes):
+    assert processes[""].stdout.split()[-1] == _C.isas()[0]
 
 
 def test_an_older_torch_is_an_import_error():

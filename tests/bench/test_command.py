@@ -54,7 +54,8 @@ def test_end_to_end(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(tmp_path, number):
     file = tmp_path / "bench.json"
-    arguments = ["--shapes", "64x128", "--m", "1,2,3,4,5,6,7,8", "--rounds", "50", "--only", "aoq int8", "--json", file]
+    arguments = ["--shapes", "64x128", "--m", "1,2,3,4,5,6,7,8", "--rounds", "50", "--op", "int8_mm", "--only", "aoq"]
+    arguments += ["--json", file]
     code = """
 import sys
 from aoq.bench.measure import Measurement, machine

@@ -600,19 +600,18 @@ def test_copies_of_a_model(config: AOBaseConfig) -> None:
     assert (other := copy.deepcopy(tied))[0].weight is other[1].weight
 
 
-def _zero_codes(w: QuantizedTensor) -> None:
-    w.qdata.zero_()
+def _zero_codes(weights: list[QuantizedTensor]) -> None:
+    for w in weights:
+        w.qdata.zero_()
 
 
-@pytest.mark.parametrize("config", [INT4, CONFIGS["int8-asymmetric"]])
-def test_processes_share_memory(config: AOBaseConfig) -> None:
-    layers = model(config).share_memory()
-    w = layers[0].weight
-    assert w.is_shared()
-    process = torch.multiprocessing.get_context("spawn").Process(target=_zero_codes, args=(w,))
+def test_processes_share_memory() -> None:
+    weights = [model(config).share_memory()[0].weight for config in CONFIGS.values()]
+    assert all(w.is_shared() and w.qdata.view(torch.uint8).any() for w in weights)
+    process = torch.multiprocessing.get_context("spawn").Process(target=_zero_codes, args=(weights,))
     process.start()
-    process.join(60)
-    assert process.exitcode == 0 and not w.qdata.any()
+    process.join(120)
+    assert process.exitcode == 0 and not any(w.qdata.view(torch.uint8).any() for w in weights)
 
 
 BYTES = {  # 3 tiles of rows; codes, scales, zero points, sums
