@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from aoq import (
     quantize_,
 )
 from aoq.config import AOBaseConfig
-from aoq.ops import fp8_dequantize, fp8_quantize, int8_dequantize, int8_quantize
+from aoq.ops import fp8_dequantize, fp8_quantize, int4_quantize, int8_dequantize, int8_quantize
 from aoq.tensors.module import weight_module
 
 SYMMETRIC, ASYMMETRIC = MappingType
@@ -711,6 +712,19 @@ def test_export(strict: bool, dynamic: bool, config: AOBaseConfig) -> None:
     assert sum(node.target is op for node in program.graph.nodes) == 2
     x = torch.randn(7, 72) if dynamic else X
     torch.testing.assert_close(program.module()(x), layers(x))
+
+
+def test_ahead_of_time(tmp_path: Path) -> None:
+    """A package of AOTInductor's, for any number of rows."""
+    layers = model(INT4)
+    program = torch.export.export(layers, (X,), dynamic_shapes=({0: torch.export.Dim("rows", max=64)},))
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    compiled = torch._inductor.aoti_load_package(package)
+    for x in (X, torch.randn(7, 72)):
+        expected = layers(x)
+        int4_quantize(torch.randn(16, 16), 16, "symmetric")  # another kernel, so that the last one is the package's
+        torch.testing.assert_close(compiled(x), expected)
+        assert _C.last_kernel() == _C.kernels("int4_mm")[0]
 
 
 # ---- tensor parallelism
