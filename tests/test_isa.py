@@ -22,7 +22,7 @@ print(_C.last_kernel(), _C.isa())
 """
 
 
-KNOWN = ("ref", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512vbmi", "amx")
+KNOWN = ("ref", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "avx512vbmi", "amx")
 MISSING = [isa for isa in reversed(KNOWN) if isa not in _C.isas()][:1]
 
 
@@ -44,8 +44,8 @@ def test_forced_isa_runs(processes, isa):
     done = processes[isa]
     assert done.returncode == 0, done.stderr
     # What an op has no kernel for runs on the next ISA down.
-    multiplies = {"avx512vnni": "avx512", "avx512vbmi": "avx512bf16"}.get(isa, isa)
-    narrow = "avx512" if isa.startswith("avx512") or isa == "amx" else isa
+    multiplies = {"avxvnni": "avx2", "avx512vnni": "avx512", "avx512vbmi": "avx512bf16"}.get(isa, isa)
+    narrow = "avx512" if isa.startswith("avx512") or isa == "amx" else multiplies
     assert done.stdout.split() == [f"int4_quantize_{narrow}", f"int4_pack_{narrow}", f"int4_mm_{multiplies}", isa]
 
 

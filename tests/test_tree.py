@@ -15,7 +15,7 @@ import support_matrix
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 OPS = support_matrix.ops()
-ISAS = ("amx", "avx512vbmi", "avx512bf16", "avx512vnni", "avx512", "avx2", "ref")  # best first
+ISAS = ("amx", "avx512vbmi", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "ref")  # best first
 SMS = ("sm90a", "sm89", "sm80")  # best first
 SEALED = sorted(path for isa in ISAS[:-1] for path in CSRC.glob(f"*/*_{isa}.cpp"))
 ALLOWED = {"<immintrin.h>", "<cstdint>", "<cstring>", "<cmath>", "<cstddef>"}

@@ -13,7 +13,7 @@
 namespace aoq {
 namespace {
 
-constexpr const char* kNames[] = {"ref", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512vbmi", "amx"};
+constexpr const char* kNames[] = {"ref", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "avx512vbmi", "amx"};
 constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
 
 #if defined(__x86_64__)
@@ -36,6 +36,7 @@ bool detect(Isa isa) {
     case Isa::ref: return true;
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::avxvnni: return supported(Isa::avx2) && __builtin_cpu_supports("avxvnni");
     case Isa::avx512:
       return supported(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -87,6 +88,7 @@ bool supported(Isa isa) {
   }
     AOQ_ONCE(ref)
     AOQ_ONCE(avx2)
+    AOQ_ONCE(avxvnni)
     AOQ_ONCE(avx512)
     AOQ_ONCE(avx512vnni)
     AOQ_ONCE(avx512bf16)

@@ -8,8 +8,9 @@
 
 namespace aoq {
 
-// Ascending: a machine that has one has all before it, and a kernel for one runs on all after it.
-enum class Isa { ref, avx2, avx512, avx512vnni, avx512bf16, avx512vbmi, amx };
+// Ascending: a machine that has one has all before it, and a kernel for one runs on all after it. Only avxvnni is a
+// branch: of machines with AVX-512 some lack it, so an op that has a kernel for it has one for avx512, too.
+enum class Isa { ref, avx2, avxvnni, avx512, avx512vnni, avx512bf16, avx512vbmi, amx };
 
 AOQ_API const char* name(Isa isa);
 bool supported(Isa isa);                        // by this CPU, its OS and this build

@@ -28,7 +28,7 @@ std::vector<std::string> kernel_names(const std::string& op) {
   if (found == tables().end()) throw std::invalid_argument("aoq has no op named " + op);
   std::vector<std::string> names;
   for (const KernelName& kernel : found->second)
-    if (kernel.isa <= active_isa()) names.push_back(kernel.name);
+    if (kernel.isa <= active_isa() && supported(kernel.isa)) names.push_back(kernel.name);
   return names;
 }
 

@@ -13,15 +13,18 @@ PER_ITERATION = {  # multiply-adds of a loop's body
     "vpdpbusd": 12 * 64,
     "vpmaddwd zmm": 12 * 32,
     "vfmadd zmm": 12 * 16,
+    "vpdpbusd ymm": 12 * 32,
     "vpmaddwd ymm": 12 * 16,
     "vfmadd ymm": 12 * 8,
     "plain C++": 12,
 }
 ISAS = {
     "amx": ("tdpbsud", "tdpbf16ps"),
+    "avx512vbmi": (),
     "avx512bf16": ("vdpbf16ps",),
     "avx512vnni": ("vpdpbusd",),
     "avx512": ("vpmaddwd zmm", "vfmadd zmm"),
+    "avxvnni": ("vpdpbusd ymm",),
     "avx2": ("vpmaddwd ymm", "vfmadd ymm"),
     "ref": ("plain C++",),
 }
