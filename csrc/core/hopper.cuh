@@ -33,9 +33,9 @@ inline auto tensor_map_encoder() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
 }
 
-// [rows][columns] of elements of `element_bytes` (1, 2 or 4), rows `row_bytes` apart (a multiple of 16), data aligned
-// to 16 bytes; read in boxes of box_rows x box_columns, what lies outside as zeros. With `swizzle`, rows of a box are
-// 128 bytes that lie where wgmma reads them without bank conflicts: core/wgmma.h.
+// [rows][columns] of elements of `element_bytes` (1, 2 or 4), rows of whole sixteen bytes, `row_bytes` apart, data
+// aligned to 16 bytes; read in boxes of box_rows x box_columns, what lies outside as zeros. With `swizzle`, rows of a
+// box are 128 bytes that lie where wgmma reads them without bank conflicts: core/wgmma.h.
 inline TensorMap tensor_map(const void* data, int element_bytes, int64_t rows, int64_t columns, int64_t row_bytes,
                             int box_rows, int box_columns, bool swizzle) {
   static const auto encode = tensor_map_encoder();
@@ -114,6 +114,11 @@ __device__ inline void copy_box(void* shared, const TensorMap& map, int column, 
           ptx::shared_address(shared)),
       "l"(&map), "r"(column), "r"(row), "r"(ptx::shared_address(barrier))
       : "memory");
+}
+// Fetches a box into L2, which still sees what others write there.
+__device__ inline void fetch_box(const TensorMap& map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row)
+               : "memory");
 }
 // Both addresses and the bytes are multiples of 16.
 __device__ inline void copy_bytes(void* shared, const void* data, uint32_t bytes, Barrier* barrier) {

@@ -126,16 +126,17 @@ __global__ void __launch_bounds__(kAddThreads) add_slabs(const PackedMm p, const
   }
 }
 
-// x with `pitch` columns a row. fp32 becomes three bf16 planes [m][pitch] whose sum it is, exactly: 8 of its 24 bits
-// each, cut off rather than rounded.
+// x with `pitch` columns a row, zeros from k on. fp32 becomes three bf16 planes [m][pitch] whose sum it is, exactly: 8
+// of its 24 bits each, cut off rather than rounded.
 __global__ void __launch_bounds__(kAddThreads) copy_rows(const PackedMm p, uint16_t* planes, int64_t pitch) {
-  for (int64_t i = first_item(); i < p.m * p.k; i += item_stride()) {
-    const int64_t row = i / p.k, from = row * p.x_stride + i % p.k, to = row * pitch + i % p.k;
+  for (int64_t to = first_item(); to < p.m * pitch; to += item_stride()) {
+    const int64_t from = to / pitch * p.x_stride + to % pitch;
+    const bool real = to % pitch < p.k;
     if (p.x_dtype != Dtype::f32) {
-      planes[to] = static_cast<const uint16_t*>(p.x)[from];
+      planes[to] = real ? static_cast<const uint16_t*>(p.x)[from] : uint16_t{0};
       continue;
     }
-    float left = static_cast<const float*>(p.x)[from];
+    float left = real ? static_cast<const float*>(p.x)[from] : 0;
     for (int plane = 0; plane < kPlanes; ++plane) {
       const uint32_t bits = float_to_bits(left);
       planes[plane * p.m * pitch + to] =

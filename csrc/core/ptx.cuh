@@ -33,7 +33,8 @@ __device__ inline uint32_t kept(uint32_t value) {
   return value;
 }
 
-// ---- loads
+// ---- loads: not of the constant path (.nc) where a kernel may start early, since ptxas takes such a load to before
+// wait_for_kernel_before
 
 // The L2 policy of what is read once.
 __device__ inline uint64_t evict_first() {
@@ -45,7 +46,7 @@ __device__ inline uint64_t evict_first() {
 // Sixteen bytes of a constant that is read once: past L1, and the first to leave L2.
 __device__ inline U32x4 load_stream(const void* data, uint64_t policy) {
   U32x4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
                : "l"(data), "l"(policy));
   return v;
@@ -54,7 +55,7 @@ __device__ inline U32x4 load_stream(const void* data, uint64_t policy) {
 // Four bytes of a constant whose neighbours are read soon.
 __device__ inline uint32_t load_ahead(const void* data) {
   uint32_t v;
-  asm volatile("ld.global.nc.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(data));
+  asm volatile("ld.global.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(data));
   return v;
 }
 
@@ -194,14 +195,23 @@ __device__ inline void multiply_k32(S8, int32_t (&sum)[4], const uint32_t (&a)[4
 #define AOQ_SM90(...)
 #endif
 
-// What a kernel before this one in the stream wrote may be read from here on. Launched with the attribute
-// ProgrammaticStreamSerialization, a kernel starts before that one has ended.
+// What a kernel before this one in the stream wrote, weights too, may be read from here on. Launched with the attribute
+// ProgrammaticStreamSerialization, a kernel starts before that one has ended, and even where that one never says
+// start_kernel_after, before what it wrote is sure to be seen.
 __device__ inline void wait_for_kernel_before() { AOQ_SM90("griddepcontrol.wait;" :: : "memory"); }
+// Fetches `bytes` from `data` on, both multiples of 16, into L2, which still sees what others write there.
+__device__ inline void fetch(const void* data, int bytes, uint64_t policy) {
+  AOQ_SM90("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(data), "r"(bytes),
+           "l"(policy) : "memory");
+}
+// The same of the cache line that holds *data.
+__device__ inline void fetch_line(const void* data) { asm volatile("prefetch.global.L2 [%0];" ::"l"(data) : "memory"); }
 // The kernel after this one may start, up to its own wait.
 __device__ inline void start_kernel_after() { AOQ_SM90("griddepcontrol.launch_dependents;" :: : "memory"); }
 
 // All threads of all blocks of the cluster meet, and see what the others wrote to shared memory.
 __device__ inline void cluster_barrier() {
+  __syncwarp();  // the instructions are for whole warps
   AOQ_SM90("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" :: : "memory");
 }
 // Reads the shared memory of block `rank` of the cluster, where this block has `shared`.

@@ -69,6 +69,17 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
     for (int r = 0; r < kTiles; ++r)
       weights[stage][r] = ptx::load_stream(rows[r] + tiles_on * int4_cuda::kTileBytes, policy);
   };
+  auto load_first = [&](int loads) {
+#pragma unroll
+    for (int stage = 0; stage < kAhead; ++stage)
+      if (stage < loads) load(stage, stage);
+  };
+  auto fetch_first = [&](int loads) {  // the same to L2 only
+    const int bytes = (loads < kAhead ? loads : kAhead) * int4_cuda::kTileBytes;
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+      if (lane == r && loads > 0) ptx::fetch(rows[r] - r * int4_cuda::kLaneBytes, bytes, policy);
+  };
   auto advance = [&](int64_t tiles) {
 #pragma unroll
     for (int r = 0; r < kTiles; ++r) rows[r] += tiles * int4_cuda::kTileBytes;
@@ -99,6 +110,13 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
       }
   };
 
+  auto fetch_scales = [&] {
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r) {
+      ptx::fetch_line(scales[r]);
+      if constexpr (kZero) ptx::fetch_line(scales[r] + to_zero_point);
+    }
+  };
   auto advance_scales = [&](int64_t bytes) {
 #pragma unroll
     for (int r = 0; r < kTiles; ++r) scales[r] += bytes;
@@ -209,21 +227,27 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
     const int count = row_tile < tiles_n ? static_cast<int>(2 * (mine.end - mine.begin)) : 0;  // even
     // The last tile may lie beyond k, where x is 0: then any codes do.
     const int loads = first + count <= tiles_k ? count : count - 1;
+    const bool before = kCluster && begin == all.begin;  // the kernel before this one may still run
     advance(first - next_tile);
-#pragma unroll
-    for (int stage = 0; stage < kAhead; ++stage)
-      if (stage < loads) load(stage, stage);
+    if constexpr (!kCluster)
+      load_first(loads);
+    else if (before)
+      fetch_first(loads);
     if (count) {
       const uint32_t span = static_cast<uint32_t>(64 * first / kSpan), first_group = span / spans_of_group;
       advance_scales((static_cast<int64_t>(first_group) - group) * reader.group());
       group = first_group;
       spans_left = spans_of_group - span % spans_of_group;
-      load_scales();
     }
-    if (begin != all.begin)
-      __syncthreads();  // all have used the columns before these
-    else if constexpr (kCluster)
-      ptx::wait_for_kernel_before();  // weights are in memory: int4_pack sees to it; x may not be
+    if constexpr (kCluster) {
+      if (before) {
+        if (count) fetch_scales();
+        ptx::wait_for_kernel_before();
+      }
+      load_first(loads);
+    }
+    if (count) load_scales();
+    if (begin != all.begin) __syncthreads();  // all have used the columns before these
     copy_x<kBytes>(p, first_token, tokens, 128 * pass.begin, 128 * pass.end, shared, pitch);
     ptx::wait_for_copies();
     __syncthreads();

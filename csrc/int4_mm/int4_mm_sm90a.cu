@@ -1,5 +1,5 @@
 // Blocks that share rows along k are a cluster and add up through its shared memory; the first weights are on their way
-// before the kernel that computes x has ended.
+// to L2 before the kernel that computes x has ended.
 #include "int4_mm/int4_mm_cuda.h"
 #include "int4_mm/int4_mm_skinny.cuh"
 

@@ -27,10 +27,11 @@ struct Args {
   int64_t row_tiles, token_tiles;
 };
 
-// Of x in memory. Bytes stand in another order within each sixteen, the last ones filled up with zeros.
+// Of x in memory: whole sixteen bytes, the last ones filled up with zeros.
 template <class X>
 constexpr int64_t x_columns(int64_t k) {
-  return Math<X>::kBytes == 1 ? ceil_div(k, 16) * 16 : k;
+  constexpr int kSixteen = 16 / Math<X>::kBytes;
+  return ceil_div(k, kSixteen) * kSixteen;
 }
 
 struct Maps {
@@ -51,6 +52,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const uint32_t split = static_cast<uint32_t>(args.plan.split), stages = static_cast<uint32_t>(args.plan.stages);
   const uint32_t rank = blockIdx.x % split;
   const Tile tile = tile_of(blockIdx.x / split, args.row_tiles, args.token_tiles);
+  const int row_block = static_cast<int>(tile.row), token_block = static_cast<int>(tile.token);
   const Steps steps = steps_of(p.k, static_cast<int>(split), static_cast<int>(rank));
   const uint32_t count = static_cast<uint32_t>(steps.end - steps.begin);
   const int scale_bytes = p.scale_dtype == Dtype::f32 ? 4 : 2;
@@ -75,27 +77,32 @@ __global__ void __launch_bounds__(kThreads, 1)
       const uint32_t bytes = static_cast<uint32_t>(kTokens * kStepK * M::kBytes + kHalves * 8 * 1024 +
                                                    (kZero ? 2 : 1) * kHalves * 8 * kSpans * 16 * scale_bytes +
                                                    (kZero ? kSpans * kTokens * 4 : 0));
-      const int row_tile = static_cast<int>(tile.row) * 8 * kHalves, token = static_cast<int>(tile.token) * kTokens;
-      auto copy_w = [&](uint32_t step, char* at, hopper::Barrier* barrier) {
+      const int row_tile = row_block * 8 * kHalves, token = token_block * kTokens;
+      auto each_box_of_w = [&](uint32_t step, auto visit) {  // visit(map, column, place in a stage)
         const int unit = static_cast<int>(steps.begin + step);
-        const int group = p.group >= p.k ? 0 : static_cast<int>(unit * int64_t{kStepK} / p.group);
-        hopper::copy_box(at + stage.codes, maps.codes, unit * 256, row_tile, barrier);
-        hopper::copy_box(at + stage.scale, maps.scale, group * 16, row_tile, barrier);
-        if constexpr (kZero) hopper::copy_box(at + stage.zero_point, maps.zero_point, group * 16, row_tile, barrier);
+        const int group = p.group >= p.k ? 0 : unit * kStepK / static_cast<int>(p.group);
+        visit(maps.codes, unit * 256, stage.codes);
+        visit(maps.scale, group * 16, stage.scale);
+        if constexpr (kZero) visit(maps.zero_point, group * 16, stage.zero_point);
       };
-      // Weights are no kernel's output; x may be.
-      const uint32_t ahead = count < stages ? count : stages;
-      for (uint32_t step = 0; step < ahead; ++step) {
-        hopper::arrive_expecting(full + step, bytes);
-        copy_w(step, shared + step * stage.bytes, full + step);
-      }
+#pragma unroll 1
+      for (uint32_t step = 0; step < count && step < stages; ++step)
+        each_box_of_w(step,
+                      [&](const hopper::TensorMap& map, int column, int) { hopper::fetch_box(map, column, row_tile); });
       ptx::wait_for_kernel_before();
+      auto copy_w = [&](uint32_t step, char* at, hopper::Barrier* barrier) {
+        hopper::arrive_expecting(barrier, bytes);
+        each_box_of_w(step, [&](const hopper::TensorMap& map, int column, int place) {
+          hopper::copy_box(at + place, map, column, row_tile, barrier);
+        });
+      };
+      for (uint32_t step = 0; step < count && step < stages; ++step)
+        copy_w(step, shared + step * stage.bytes, full + step);
       uint32_t slot = 0, parity = 1;
       for (uint32_t step = 0; step < count; ++step) {
         char* const at = shared + slot * stage.bytes;
         if (step >= stages) {
           hopper::wait(empty + slot, parity);
-          hopper::arrive_expecting(full + slot, bytes);
           copy_w(step, at, full + slot);
         }
         const int unit = static_cast<int>(steps.begin + step);
@@ -116,7 +123,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       ptx::start_kernel_after();
     }
-    __syncwarp();
     if (split > 1) {  // as the others below
       ptx::cluster_barrier();
       ptx::cluster_barrier();
@@ -237,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cluster_barrier();
   else
     hopper::meet(1, kConsumers);
-  const int64_t first_token = tile.token * kTokens, first_row = tile.row * kRows;
+  const int64_t first_token = int64_t{token_block} * kTokens, first_row = int64_t{row_block} * kRows;
   const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
   const int begin = static_cast<int>(tokens * rank / split), end = static_cast<int>(tokens * (rank + 1) / split);
   constexpr int kWidth = 8, kChunks = kRows / kWidth;
@@ -300,11 +306,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_spans(const PackedMm p, float
       const auto x = *reinterpret_cast<const int4_cuda::Lane*>(static_cast<const char*>(p.x) +
                                                                (row * p.x_stride + k) * Math<X>::kBytes);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t left = p.k - k - 2 * i;  // a copied row ends in anything
-        const uint32_t inside = Math<X>::kBytes == 1 || left > 1 ? ~0u : left == 1 ? 0xffff : 0;
-        sum += sum_word(X{}, x.word[i] & inside);
-      }
+      for (int i = 0; i < 4; ++i) sum += sum_word(X{}, x.word[i]);
     }
 #pragma unroll
     for (int i = kTeam / 2; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);

@@ -1,8 +1,5 @@
 // A thread packs the sixteen bytes that one lane of a multiplying warp will own. Its warp reads 32 bytes of each of
 // sixteen rows, whole sectors, a byte a lane: L1 holds them between the sixteen loads.
-//
-// A matmul with these weights may be the next kernel, and on Hopper it reads them when this one's blocks have ended,
-// before it waits for x: each thread's bytes are in L2 by then.
 #include "core/grid.cuh"
 #include "core/int4_cuda.h"
 #include "int4_pack/int4_pack.h"
@@ -16,7 +13,6 @@ __global__ void __launch_bounds__(kThreads) pack(Int4Pack p) {
   auto* lanes = reinterpret_cast<int4_cuda::Lane*>(p.packed);
   for (int64_t i = first_item(); i < int4_cuda::lane_count(p.n, p.k); i += item_stride())
     lanes[i] = int4_cuda::pack_lane(p.qdata, p.n, p.k, i);
-  __threadfence();
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The first weights are on their way before the kernel that quantizes x has ended.
+// The first weights are on their way to L2 before the kernel that quantizes x has ended.
 #include "int4_mm/int4_mm_skinny.cuh"
 #include "int8_int4_mm/int8_int4_mm_cuda.h"
 

@@ -62,19 +62,24 @@ class Kernels:
         command += [f"-gencode=arch=compute_{sm},code=[sm_{sm}]", "-cubin", "-o", "kernels.cubin", "kernels.cu"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
+        assert "setmaxnreg" not in done.stderr, "ptxas ignores it: " + done.stderr
         assert "Performance Loss" not in done.stderr, "ptxas makes wgmma wait for each other: " + done.stderr
         pattern = r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill.*?Used (\d+) reg"
         found = re.findall(pattern, done.stderr, re.DOTALL)
         self.resources = {name: (int(used), int(stack) + int(spills)) for name, stack, spills, used in found}
         self.cubin = folder / "kernels.cubin"
 
-    def loop(self, part, multiply="HMMA"):
-        """Instructions of the innermost loop with instructions `multiply` of the kernel named so."""
+    def code(self):
+        """(address, instruction) of all, by kernel."""
         if CUOBJDUMP is None:
             pytest.skip("no cuobjdump")
         code = subprocess.run([CUOBJDUMP, "-sass", self.cubin], capture_output=True, text=True, check=True).stdout
-        (function,) = (text for text in code.split("Function : ")[1:] if part in text.partition("\n")[0])
-        lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", function)
+        functions = (text.partition("\n") for text in code.split("Function : ")[1:])
+        return {name: re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body) for name, _, body in functions}
+
+    def loop(self, part, multiply="HMMA"):
+        """Instructions of the innermost loop with instructions `multiply` of the kernel named so."""
+        (lines,) = (lines for name, lines in self.code().items() if part in name)
         at = {int(address, 16): i for i, (address, _) in enumerate(lines)}
         loops = []
         for i, (address, text) in enumerate(lines):
@@ -102,6 +107,18 @@ def test_int4_mm_has_no_spills_on_hopper(hopper):
 def test_int4_mm_has_no_spills_on_ampere_and_ada(tmp_path, sm):
     kernels = Kernels(tmp_path, INT4_MM % {"cluster": "false"}, sm).resources
     assert all(stack == 0 for name, (_, stack) in kernels.items() if "multiply" in name), kernels
+
+
+def test_int4_mm_reads_nothing_before_the_kernel_before_has_ended(hopper, wgmma):
+    """ptxas takes loads of the constant path to before the wait, wherever the source has them."""
+    for kernels, read in ((hopper, "LDG"), (wgmma, "UTMALDG"), (wgmma, "UBLKCP")):
+        for name, lines in kernels.code().items():
+            if "multiply" in name:
+                code = [text for _, text in lines]
+                (wait,) = (i for i, text in enumerate(code) if "ACQBULK" in text)
+                assert not [text for text in code[:wait] if read in text], name
+                assert any("UBLKPF" in text or "UTMAPF" in text for text in code[:wait]), name
+                assert not [text for text in code if "LDG" in text and "CONSTANT" in text], name
 
 
 def test_int4_mm_main_loop_on_hopper(hopper):
@@ -191,8 +208,10 @@ def test_int8_int4_mm_wgmma(tmp_path):
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     assert len(multiply) == 6 * 3 * 2 and all(registers == 168 for registers, _ in multiply.values()), multiply
     spilled = {name: stack for name, (_, stack) in multiply.items() if stack}
-    # 512 rows x 64 tokens keep five registers in memory, once a stage.
-    assert len(spilled) <= 1 and all("ELi64ELi4ELi128ELb0" in name and spilled[name] <= 64 for name in spilled), spilled
+    # Largest tiles keep a few registers of before and after the loop in memory.
+    largest = ("ELi64ELi4E", "ELi128ELi2E")
+    assert len(spilled) <= 3 and all(size <= 64 for size in spilled.values()), spilled
+    assert all(any(tile in name for tile in largest) for name in spilled), spilled
     body = kernels.loop("S8ELi128ELi2ELi128ELb0", "IGMMA")
     opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
     # Half of int4_mm's multiplications, the same sums; while the tensor cores multiply for 1024 clocks.

@@ -133,9 +133,7 @@ class Int4Tensor(TiledTensor):
         }
 
     def tiled_parts(self, qdata: Tensor, *scales: Tensor | None) -> list[Tensor | None]:
-        tiled = map_parts(tile_scale, scales)
-        # Last: a matmul on CUDA may read its weights before it waits for the kernel before it, if that is int4_pack's.
-        return [int4_pack(qdata.contiguous(), self.weight_shape[-1]), *tiled]
+        return [int4_pack(qdata.contiguous(), self.weight_shape[-1]), *map_parts(tile_scale, scales)]
 
     def plain_parts(self, qdata: Tensor, *scales: Tensor | None) -> list[Tensor | None]:
         n, k = self.weight_shape[-2:]

@@ -94,6 +94,7 @@ struct Fiber {
   std::vector<Copy> copies;
   std::vector<size_t> groups;  // how many copies had been asked for at the end of each
   size_t arrived = 0;
+  bool waited = false;  // for the kernel before this one
 
   void arrive(size_t count) {
     for (; arrived < count; ++arrived) {
@@ -135,6 +136,15 @@ inline Cluster* cluster;
 inline Block* block;
 inline Fiber* fiber;
 
+inline void expect(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(what);
+}
+
+// Before a thread reads what any kernel may have written.
+inline void read_global() {
+  expect(!programmatic || fiber->waited, "a read before the kernel before this one has ended");
+}
+
 inline void yield() { swapcontext(&fiber->context, &cluster->scheduler); }
 
 inline void enter() {
@@ -162,6 +172,7 @@ inline void run_cluster() {
       thread.copies.clear();
       thread.groups.clear();
       thread.arrived = 0;
+      thread.waited = false;
       makecontext(&thread.context, enter, 0);
     }
   for (bool live = true; live;) {
@@ -273,7 +284,6 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 inline void __syncthreads() { simt::barrier(); }
-inline void __threadfence() {}
 inline void __syncwarp(unsigned mask = ~0u) { simt::exchange(mask, 0, 0, false); }
 
 template <class T>

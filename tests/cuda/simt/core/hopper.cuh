@@ -13,9 +13,7 @@
 namespace aoq::hopper {
 namespace {
 
-inline void expect(bool holds, const char* what) {
-  if (!holds) throw std::runtime_error(what);
-}
+using simt::expect;
 
 struct TensorMap {
   const char* data;
@@ -30,6 +28,7 @@ inline TensorMap tensor_map(const void* data, int element_bytes, int64_t rows, i
   expect(reinterpret_cast<uintptr_t>(data) % 16 == 0, "tensor_map: data is not aligned");
   expect(row_bytes % 16 == 0 && row_bytes < int64_t{1} << 40 && row_bytes >= columns * element_bytes,
          "tensor_map: row_bytes");
+  expect(columns * element_bytes % 16 == 0, "tensor_map: rows are whole sixteen bytes");
   expect(rows > 0 && columns > 0 && rows <= int64_t{1} << 32 && columns <= int64_t{1} << 32, "tensor_map: size");
   expect(box_rows > 0 && box_rows <= 256 && box_columns > 0 && box_columns <= 256, "tensor_map: box");
   expect(box_columns * element_bytes % 16 == 0, "tensor_map: a box's rows are multiples of 16 bytes");
@@ -105,7 +104,9 @@ void grow_registers() {}
 
 // ---- copies
 
+inline void fetch_box(const TensorMap&, int, int) {}
 inline void copy_box(void* shared, const TensorMap& map, int column, int row, Barrier* barrier) {
+  simt::read_global();
   expect(reinterpret_cast<uintptr_t>(shared) % (map.swizzle ? wgmma::kAlignment : 128) == 0,
          "copy_box: shared is not aligned");
   barriers.at(barrier).copies.push_back([=] {
@@ -128,6 +129,7 @@ inline void copy_box(void* shared, const TensorMap& map, int column, int row, Ba
 inline void copy_bytes(void* shared, const void* data, uint32_t bytes, Barrier* barrier) {
   expect((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(data) | bytes) % 16 == 0,
          "copy_bytes: not aligned");
+  simt::read_global();
   barriers.at(barrier).copies.push_back([=] {
     std::memcpy(shared, data, bytes);
     return int64_t{bytes};
@@ -147,6 +149,7 @@ struct Product {
 struct Products {
   std::vector<std::vector<Product>> groups;
   std::vector<Product> open;
+  bool fenced = false;  // since registers were last free to be written
 };
 inline std::map<const simt::Fiber*, Products> products;  // of each thread
 
@@ -154,7 +157,7 @@ inline uint64_t descriptor(const void* b) {
   expect(reinterpret_cast<uintptr_t>(b) % wgmma::kAlignment == 0, "wgmma: b is not aligned");
   return reinterpret_cast<uintptr_t>(b) / 16;
 }
-inline void fence() {}
+inline void fence() { products[simt::fiber].fenced = true; }
 inline void commit() {
   Products& mine = products[simt::fiber];
   mine.groups.push_back(std::move(mine.open));
@@ -175,6 +178,7 @@ void finish() {
     }
   __syncwarp();  // the others have read mine
   mine.groups.erase(mine.groups.begin(), mine.groups.begin() + static_cast<std::ptrdiff_t>(done));
+  mine.fenced = false;
 }
 template <class T, int kCount>
 void settle(T (&)[kCount]) {}
@@ -208,7 +212,9 @@ void run(const Product& mine, const std::vector<const Product*>& warp) {
 
 template <class X, class Sum, int kCount>
 void multiply(X, Sum (&sum)[kCount], const uint32_t (&a)[4], uint64_t b, bool add) {
-  products[simt::fiber].open.push_back({2 * kCount, sum, a, b, add, run<X, Sum>});
+  Products& mine = products[simt::fiber];
+  expect(mine.fenced, "wgmma: no fence since its registers may have been written");
+  mine.open.push_back({2 * kCount, sum, a, b, add, run<X, Sum>});
 }
 
 }  // namespace

@@ -27,16 +27,22 @@ T load(const void* data) {
   std::memcpy(&value, data, sizeof(T));
   return value;
 }
-inline U32x4 load_stream(const void* data, uint64_t) { return load<U32x4>(data); }
-inline uint32_t load_ahead(const void* data) { return load<uint32_t>(data); }
+template <class T>
+T load_global(const void* data) {
+  simt::read_global();
+  return load<T>(data);
+}
+inline U32x4 load_stream(const void* data, uint64_t) { return load_global<U32x4>(data); }
+inline uint32_t load_ahead(const void* data) { return load_global<uint32_t>(data); }
 
-inline U32x4 load_sixteen(const void* data) { return load<U32x4>(data); }
+inline U32x4 load_sixteen(const void* data) { return load_global<U32x4>(data); }
 inline U32x4 load_shared(const void* data) { return load<U32x4>(data); }
 
 // A copy arrives when its thread waits for it, and not before.
 inline void copy_async(void* shared, const void* data, unsigned size, unsigned bytes) {
   if (reinterpret_cast<uintptr_t>(shared) % size || reinterpret_cast<uintptr_t>(data) % size)
     throw std::runtime_error("a copy that is not aligned");
+  simt::read_global();
   simt::fiber->copies.push_back({shared, data, size, bytes});
 }
 inline void copy_async(void* shared, const void* data, int bytes) {
@@ -164,10 +170,21 @@ inline void multiply_k32(S8 x, int32_t (&sum)[4], const uint32_t (&a)[4], uint32
   multiply(x, sum, a, b0, b1);
 }
 
-inline void wait_for_kernel_before() {}
+inline void wait_for_kernel_before() { simt::fiber->waited = true; }
+// What they touch has to be there.
+inline void fetch(const void* data, int bytes, uint64_t) {
+  simt::expect(bytes > 0 && bytes % 16 == 0, "fetch: bytes");
+  load<U32x4>(data);
+  load<U32x4>(static_cast<const char*>(data) + bytes - 16);
+}
+inline void fetch_line(const void* data) { load<char>(data); }
 inline void start_kernel_after() {}
 inline void cluster_barrier() { simt::cluster_barrier(); }
 inline float load_cluster(const float* shared, uint32_t rank) {
+  simt::expect(simt::cluster->barriers, "a read of a block that may not have begun");
+  bool lives = false;
+  for (const simt::Fiber& thread : simt::cluster->blocks.at(rank).fibers) lives = lives || !thread.done;
+  simt::expect(lives, "a read of a block that has ended");
   const auto offset = reinterpret_cast<const char*>(shared) - simt::block->shared();
   return load<float>(simt::cluster->blocks.at(rank).shared() + offset);
 }
