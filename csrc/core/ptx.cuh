@@ -33,7 +33,7 @@ __device__ inline uint32_t kept(uint32_t value) {
   return value;
 }
 
-// ---- loads: not of the constant path (.nc) where a kernel may start early, since ptxas takes such a load to before
+// ---- loads; kEarly: of a kernel that may start early, so not by the constant path (.nc), which ptxas takes to before
 // wait_for_kernel_before
 
 // The L2 policy of what is read once.
@@ -44,18 +44,28 @@ __device__ inline uint64_t evict_first() {
 }
 
 // Sixteen bytes of a constant that is read once: past L1, and the first to leave L2.
+template <bool kEarly = false>
 __device__ inline U32x4 load_stream(const void* data, uint64_t policy) {
   U32x4 v;
-  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-               : "l"(data), "l"(policy));
+  if constexpr (kEarly)
+    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "l"(data), "l"(policy));
+  else
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "l"(data), "l"(policy));
   return v;
 }
 
 // Four bytes of a constant whose neighbours are read soon.
+template <bool kEarly = false>
 __device__ inline uint32_t load_ahead(const void* data) {
   uint32_t v;
-  asm volatile("ld.global.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(data));
+  if constexpr (kEarly)
+    asm volatile("ld.global.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(data));
+  else
+    asm volatile("ld.global.nc.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(data));
   return v;
 }
 

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
   auto load = [&](int stage, int tiles_on) {
 #pragma unroll
     for (int r = 0; r < kTiles; ++r)
-      weights[stage][r] = ptx::load_stream(rows[r] + tiles_on * int4_cuda::kTileBytes, policy);
+      weights[stage][r] = ptx::load_stream<kCluster>(rows[r] + tiles_on * int4_cuda::kTileBytes, policy);
   };
   auto load_first = [&](int loads) {
 #pragma unroll
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const char* at = scales[r] + half * reader.half();
-        scale_words[r][half] = ptx::load_ahead(at);
-        if constexpr (kZero) zero_words[r][half] = ptx::load_ahead(at + to_zero_point);
+        scale_words[r][half] = ptx::load_ahead<kCluster>(at);
+        if constexpr (kZero) zero_words[r][half] = ptx::load_ahead<kCluster>(at + to_zero_point);
       }
   };
 

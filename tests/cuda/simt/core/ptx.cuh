@@ -32,8 +32,14 @@ T load_global(const void* data) {
   simt::read_global();
   return load<T>(data);
 }
-inline U32x4 load_stream(const void* data, uint64_t) { return load_global<U32x4>(data); }
-inline uint32_t load_ahead(const void* data) { return load_global<uint32_t>(data); }
+template <bool kEarly = false>
+U32x4 load_stream(const void* data, uint64_t) {
+  return load_global<U32x4>(data);
+}
+template <bool kEarly = false>
+uint32_t load_ahead(const void* data) {
+  return load_global<uint32_t>(data);
+}
 
 inline U32x4 load_sixteen(const void* data) { return load_global<U32x4>(data); }
 inline U32x4 load_shared(const void* data) { return load<U32x4>(data); }
