@@ -5,6 +5,8 @@
 // Thread t holds the eights of values t, t + 256, ... up to kEights of them. Rows longer than that, or not in whole
 // aligned eights, are read again for each step (kEights = 0).
 #pragma once
+#include <type_traits>
+
 #include "core/grid.cuh"
 #include "core/vec_cuda.cuh"
 
@@ -28,7 +30,11 @@ struct Eight {
   float value[8];
 };
 
-// ---- eights of a row in memory; zeros from k on. kWhole: k is whole eights, and all addresses are aligned.
+// ---- eights of a row in memory; zeros from k on. kWhole: k is whole eights, which a block's registers hold, and all
+// addresses are aligned.
+
+template <bool kWhole>
+using Index = std::conditional_t<kWhole, int, int64_t>;
 
 template <bool kWhole>
 class Rows {
@@ -45,11 +51,11 @@ class Rows {
     if constexpr (!kWhole)
       if (!whole_) return load_scalars(8 * eight, out[0]);
     const auto* sixteens = reinterpret_cast<const Sixteen*>(data_);
-    const int64_t eights = k_ / 8;
+    const auto eights = static_cast<Index<kWhole>>(k_ / 8), first = static_cast<Index<kWhole>>(eight);
     if (dtype_ == Dtype::f32) {
 #pragma unroll
       for (int c = 0; c < kCount; ++c) {
-        const int64_t at = eight + c * kSumThreads;
+        const auto at = first + c * kSumThreads;
         Sixteen raw[2] = {};
         if (at < eights) raw[0] = sixteens[2 * at], raw[1] = sixteens[2 * at + 1];
 #pragma unroll
@@ -60,7 +66,7 @@ class Rows {
     Sixteen raw[kCount] = {};
 #pragma unroll
     for (int c = 0; c < kCount; ++c)
-      if (eight + c * kSumThreads < eights) raw[c] = sixteens[eight + c * kSumThreads];
+      if (first + c * kSumThreads < eights) raw[c] = sixteens[first + c * kSumThreads];
     const bool bf16 = dtype_ == Dtype::bf16;
 #pragma unroll
     for (int c = 0; c < kCount; ++c)
@@ -255,11 +261,11 @@ __device__ inline void store_codes(const QuantizeRows& p, uint8_t* row, int64_t 
   uint32_t word[2] = {};
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    const bool real = 8 * eight + e < p.k;
+    const bool real = static_cast<Index<kWhole>>(8 * eight) + e < static_cast<Index<kWhole>>(p.k);
     const int code = Quantizer<kCodes>::code(values.value[e], scale);
     word[e / 4] |= (real ? static_cast<uint32_t>(code) & 255 : 0) << 8 * (e % 4);
   }
-  const int64_t pitch = code_pitch(p);
+  const auto pitch = static_cast<Index<kWhole>>(code_pitch(p)), first = static_cast<Index<kWhole>>(8 * eight);
   if (p.permute) {
     const bool upper = eight % 2;
     const uint32_t given = upper ? word[0] : word[1];
@@ -270,7 +276,6 @@ __device__ inline void store_codes(const QuantizeRows& p, uint8_t* row, int64_t 
       word[i] = (a & 255) | (b & 255) << 8 | (a & 0xff00) << 8 | (b & 0xff00) << 16;
     }
   }
-  const int64_t first = 8 * eight;
   if (first >= pitch) return;
   if constexpr (kWhole) {
     *reinterpret_cast<uint64_t*>(row + first) = static_cast<uint64_t>(word[1]) << 32 | word[0];

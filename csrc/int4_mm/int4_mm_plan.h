@@ -8,8 +8,9 @@ namespace aoq::int4_skinny {
 
 using namespace skinny;
 
-// Tiles along k of each tile of rows that a warp has in flight: 4 to 8 KB a warp.
-constexpr int tiles_ahead(int tokens) { return tokens == 16 ? 6 : 4; }
+// Tiles along k of each tile of rows that a warp has in flight: 4 to 8 KB a warp. Scales after each 8 columns take
+// registers, and longer than memory does.
+constexpr int tiles_ahead(int tokens, int span) { return span == 8 ? 2 : tokens == 16 ? 6 : 4; }
 
 constexpr int64_t kMostShared = 98304;  // what every device from sm_80 on gives a block
 

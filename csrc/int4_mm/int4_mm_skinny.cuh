@@ -37,11 +37,14 @@ struct Args {
 };
 
 template <class X, int kTokens, int kSpan, bool kZero, bool kCluster>
-__global__ void __launch_bounds__(kThreads) multiply(const Args args) {
+__global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) multiply(const Args args) {
   using M = Math<X>;
   using Sum = typename M::Sum;
-  constexpr int kTiles = row_tiles(kTokens), kAhead = tiles_ahead(kTokens), kEights = kTokens / 8;
+  constexpr int kTiles = row_tiles(kTokens), kAhead = tiles_ahead(kTokens, kSpan), kEights = kTokens / 8;
   constexpr int kBytes = M::kBytes, kTileX = int4_cuda::kTileK * kBytes;  // of a row of x
+  // Where sums and scales fill the registers, a branch after each tile: without, the compiler moves more of a tile's
+  // instructions among those of the one before than there is room for.
+  constexpr bool kBranches = kTokens > 8 || (kZero && kSpan == 32);
   static_assert(kAhead % 2 == 0, "a tile's place in a span of 128 is known when it is compiled");
   const PackedMm& p = args.p;
   const Plan& plan = args.plan;
@@ -49,9 +52,11 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
   const int log_warps_n = 3 - plan.log_warps_k;
   const int warp_n = warp & ((1 << log_warps_n) - 1), warp_k = warp >> log_warps_n;
   const uint32_t rank = blockIdx.x & (plan.split() - 1);
-  const int64_t first_tile = (static_cast<int64_t>(blockIdx.x >> plan.log_split) << log_warps_n) + warp_n;
-  const int64_t tiles_n = ceil_div(p.n, 16), tiles_k = ceil_div(p.k, 64), row_tile = first_tile * kTiles;
-  const int64_t first_token = (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * kTokens;
+  // In tiles and units that 32 bits count: of what outlives the multiplications there are few registers.
+  const uint32_t first_tile = ((blockIdx.x >> plan.log_split) << log_warps_n) + warp_n, row_tile = first_tile * kTiles;
+  const uint32_t tiles_n = static_cast<uint32_t>(ceil_div(p.n, 16));
+  const int tiles_k = static_cast<int>(ceil_div(p.k, 64));
+  const int64_t first_token = static_cast<int64_t>(blockIdx.z * gridDim.y + blockIdx.y) * kTokens;
   if (first_token >= p.m) return;
   const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
 
@@ -88,23 +93,26 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
   // ---- scales and zero points of the span to come
   const ScaleReader reader(p.scale_dtype, lane / 4);
   const uint32_t groups = static_cast<uint32_t>(ceil_div(p.k, p.group));
-  const char* scales[kTiles];
+  const char* scales = nullptr;  // a group's, of the first tile of rows, whose neighbours' are so many words on
+  uint32_t to_tile[kTiles] = {};
   const int64_t to_zero_point = static_cast<const char*>(p.zero_point) - static_cast<const char*>(p.scale);
+  uint32_t spans_left = 0, groups_left = 0;  // in that group; that and those after it
+  auto start_scales_at = [&](uint32_t group) {
+    const uint32_t first = row_tile < tiles_n ? row_tile : tiles_n - 1;
+    scales = static_cast<const char*>(p.scale) + (int64_t{first} * groups + group) * reader.group() + reader.offset();
 #pragma unroll
-  for (int r = 0; r < kTiles; ++r) {
-    const int64_t tile = row_tile + r < tiles_n ? row_tile + r : tiles_n - 1;
-    scales[r] =
-        static_cast<const char*>(p.scale) + tile * groups * static_cast<int64_t>(reader.group()) + reader.offset();
-  }
+    for (int r = 0; r < kTiles; ++r)
+      to_tile[r] = ((row_tile + r < tiles_n ? row_tile + r : tiles_n - 1) - first) * groups * (reader.group() / 4);
+    groups_left = groups - group;
+  };
   const uint32_t spans_of_group = p.group >= p.k ? 0x7fffffffu : static_cast<uint32_t>(p.group / kSpan);
-  uint32_t spans_left = 0, group = 0;
   uint32_t scale_words[kTiles][2], zero_words[kTiles][2];
   auto load_scales = [&] {
 #pragma unroll
     for (int r = 0; r < kTiles; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const char* at = scales[r] + half * reader.half();
+        const char* at = scales + int64_t{4} * to_tile[r] + half * reader.half();
         scale_words[r][half] = ptx::load_ahead<kCluster>(at);
         if constexpr (kZero) zero_words[r][half] = ptx::load_ahead<kCluster>(at + to_zero_point);
       }
@@ -113,13 +121,10 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
   auto fetch_scales = [&] {
 #pragma unroll
     for (int r = 0; r < kTiles; ++r) {
-      ptx::fetch_line(scales[r]);
-      if constexpr (kZero) ptx::fetch_line(scales[r] + to_zero_point);
+      const char* at = scales + int64_t{4} * to_tile[r];
+      ptx::fetch_line(at);
+      if constexpr (kZero) ptx::fetch_line(at + to_zero_point);
     }
-  };
-  auto advance_scales = [&](int64_t bytes) {
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r) scales[r] += bytes;
   };
 
   // ---- sums: of a span, and of all
@@ -154,35 +159,44 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
     uint32_t bytes = 0;
     if (--spans_left == 0) {
       spans_left = spans_of_group;
-      if (group + 1 < groups) {  // beyond k sums are 0
-        ++group;
+      if (groups_left > 1) {  // beyond k sums are 0
+        --groups_left;
         bytes = reader.group();
       }
     }
-    advance_scales(bytes);
+    scales += bytes;
     load_scales();
   };
 
   // ---- x in shared memory
   char* const shared = ptx::shared_memory();
   const int64_t pitch = x_pitch(plan.chunk, kBytes);
-  const char* fragments[kEights];
+  // A load brings fragments of two multiplications, or of two times eight tokens: half as many registers.
+  constexpr int kLoadEights = kEights == 1 ? 1 : 2;
+  const char* fragments[kEights / kLoadEights];
 #pragma unroll
-  for (int j = 0; j < kEights; ++j) {
-    const int token = 8 * j + lane % 8;  // beyond m: some row, whose column is never stored
-    fragments[j] = shared + (token < tokens ? token : tokens - 1) * pitch + 16 * (lane / 8);
+  for (int j = 0; j < kEights / kLoadEights; ++j) {
+    const int matrix = lane / 8, column = matrix % (4 / kLoadEights);
+    const int token = 8 * (kLoadEights * j + matrix / (4 / kLoadEights)) + lane % 8;
+    // Beyond m: some row, whose column is never stored.
+    fragments[j] = shared + (token < tokens ? token : tokens - 1) * pitch + 16 * column;
   }
 
   // ---- a tile of k, in multiplications of 32 bytes of x
   auto multiply_tile = [&](const ptx::U32x4(&codes)[kTiles], int offset, bool ends_span) {
 #pragma unroll
     for (int pair = 0; pair < kTileX / 64; ++pair) {
-      ptx::U32x4 b[kEights];
-#pragma unroll
-      for (int j = 0; j < kEights; ++j) b[j] = ptx::load_matrices(fragments[j] + offset + 64 * pair);
+      ptx::U32x4 b[kEights / kLoadEights];
       const uint32_t one = ones(X{}), all_ones[4] = {one, one, one, one};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
+        if (half % (2 / kLoadEights) == 0)
+#pragma unroll
+          for (int j = 0; j < kEights / kLoadEights; ++j)
+            b[j] = ptx::load_matrices(fragments[j] + offset + 64 * pair + 32 * half);
+        auto b_of = [&](int j, int i) {
+          return b[j / kLoadEights].word[kLoadEights == 1 ? 2 * half + i : 2 * (j % 2) + i];
+        };
         const int word = (2 * pair + half) * M::kWords;
         auto with = [&](auto operand) {  // operand(j, i): b_i of the tokens 8j ..
 #pragma unroll
@@ -199,13 +213,11 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
         if constexpr (kSpan == 8) {
 #pragma unroll
           for (int eight = 0; eight < 32 / kBytes / 8; ++eight) {  // of the columns, the others as zeros
-            with([&](int j, int i) {
-              return i == eight * kBytes / 2 ? b[j].word[2 * half + i] & eight_mask(X{}, eight) : 0;
-            });
+            with([&](int j, int i) { return i == eight * kBytes / 2 ? b_of(j, i) & eight_mask(X{}, eight) : 0; });
             end_span();
           }
         } else {
-          with([&](int j, int i) { return b[j].word[2 * half + i]; });
+          with(b_of);
           if constexpr (kSpan == 32 && kBytes == 1) end_span();
         }
       }
@@ -218,25 +230,26 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
 
   // ---- this block's columns, as much of them at a time as x fits
   const Share all = share({0, ceil_div(p.k, 128)}, rank, plan.log_split);
-  int64_t next_tile = 0;  // where rows points
+  const int last = static_cast<int>(all.end), step = static_cast<int>(plan.chunk / 128);
+  int begin = static_cast<int>(all.begin), next_tile = 0;  // where rows points
+  bool again = false;
   start_span();
-  for (int64_t begin = all.begin; begin < all.end || begin == all.begin; begin += plan.chunk / 128) {
-    const Share pass = {begin, begin + plan.chunk / 128 < all.end ? begin + plan.chunk / 128 : all.end};
+  do {
+    const Share pass = {begin, begin + step < last ? begin + step : last};
     const Share mine = share(pass, warp_k, plan.log_warps_k);
-    const int64_t first = 2 * mine.begin;
+    const int first = static_cast<int>(2 * mine.begin);
     const int count = row_tile < tiles_n ? static_cast<int>(2 * (mine.end - mine.begin)) : 0;  // even
     // The last tile may lie beyond k, where x is 0: then any codes do.
     const int loads = first + count <= tiles_k ? count : count - 1;
-    const bool before = kCluster && begin == all.begin;  // the kernel before this one may still run
+    const bool before = kCluster && !again;  // the kernel before this one may still run
     advance(first - next_tile);
     if constexpr (!kCluster)
       load_first(loads);
     else if (before)
       fetch_first(loads);
     if (count) {
-      const uint32_t span = static_cast<uint32_t>(64 * first / kSpan), first_group = span / spans_of_group;
-      advance_scales((static_cast<int64_t>(first_group) - group) * reader.group());
-      group = first_group;
+      const uint32_t span = static_cast<uint32_t>(64 * int64_t{first} / kSpan), first_group = span / spans_of_group;
+      start_scales_at(first_group);
       spans_left = spans_of_group - span % spans_of_group;
     }
     if constexpr (kCluster) {
@@ -247,22 +260,23 @@ __global__ void __launch_bounds__(kThreads) multiply(const Args args) {
       load_first(loads);
     }
     if (count) load_scales();
-    if (begin != all.begin) __syncthreads();  // all have used the columns before these
+    if (again) __syncthreads();  // all have used the columns before these
     copy_x<kBytes>(p, first_token, tokens, 128 * pass.begin, 128 * pass.end, shared, pitch);
     ptx::wait_for_copies();
     __syncthreads();
-    int offset = static_cast<int>(kBytes * (64 * first - 128 * pass.begin));
+    int offset = kBytes * (64 * first - 128 * begin);
     for (int tile = 0; tile < count; tile += kAhead, offset += kTileX * kAhead) {
 #pragma unroll
       for (int stage = 0; stage < kAhead; ++stage) {
-        if (stage % 2 == 0 && tile + stage >= count) break;
+        if ((kBranches || stage % 2 == 0) && tile + stage >= count) break;
         multiply_tile(weights[stage], offset + kTileX * stage, stage % 2 == 1);
         if (tile + stage + kAhead < loads) load(stage, stage + kAhead);
       }
       advance(kAhead);
     }
     next_tile = first + (count + kAhead - 1) / kAhead * kAhead;
-  }
+    again = true;
+  } while ((begin += step) < last);
   if constexpr (kCluster) ptx::start_kernel_after();
 
   __syncthreads();  // x's memory is free

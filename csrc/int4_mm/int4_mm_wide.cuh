@@ -161,7 +161,8 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
 
   // ---- a stage
   int columns_left = args.span;
-  const int b_from = (warp_m * 8 * kEights + lane % 8) * kXBytes + 16 * (lane / 8 ^ lane % 8);
+  // A load brings the fragments of twice eight tokens for one multiplication: the fewest registers.
+  const int b_from = (warp_m * 8 * kEights + lane / 16 * 8 + lane % 8) * kXBytes + 16 * (lane / 8 % 2 ^ lane % 8);
   auto multiply_stage = [&](const char* stage) {
     const char* x_sums = stage + kXSums;
     auto advance = [&](int columns) {
@@ -171,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
         x_sums += 4 * kTokens;
       }
     };
-    ptx::U32x4 words[kTiles], b[kEights];
+    ptx::U32x4 words[kTiles];
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
       constexpr int kPairs = 2 / kTilesK;  // of a tile
@@ -181,15 +182,18 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
           words[r] =
               ptx::load_shared(stage + kWeights + ((pair / kPairs * kWarps + warp_n * kTiles + r) * 32 + lane) * 16);
 #pragma unroll
-      for (int j = 0; j < kEights; ++j) b[j] = ptx::load_matrices(stage + 8 * j * kXBytes + (b_from ^ 64 * pair));
-#pragma unroll
       for (int half = 0; half < 2; ++half) {
+        ptx::U32x4 b[kEights / 2];
+#pragma unroll
+        for (int j = 0; j < kEights / 2; ++j)
+          b[j] = ptx::load_matrices(stage + 16 * j * kXBytes + (b_from ^ (64 * pair + 32 * half)));
 #pragma unroll
         for (int r = 0; r < kTiles; ++r) {
           uint32_t a[4];
           M::decode(&words[r].word[(pair % kPairs * 2 + half) * M::kWords], a);
 #pragma unroll
-          for (int j = 0; j < kEights; ++j) M::multiply(sum[r][j], a, b[j].word[2 * half], b[j].word[2 * half + 1]);
+          for (int j = 0; j < kEights; ++j)
+            M::multiply(sum[r][j], a, b[j / 2].word[j % 2 * 2], b[j / 2].word[j % 2 * 2 + 1]);
         }
         if constexpr (kBytes == 1) advance(32);
       }
@@ -221,21 +225,21 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   store_sums(p, args.partial, total, shared, first_row, first_token, tokens);
 }
 
-__device__ inline float sum_sixteen(ptx::Bf16, ptx::U32x4 pairs, int64_t count) {
+__device__ inline float sum_sixteen(ptx::Bf16, ptx::U32x4 pairs, int count) {
   float sum = 0;
 #pragma unroll
   for (int e = 0; e < 8; ++e)
     if (e < count) sum += bits_to_float(e % 2 ? pairs.word[e / 2] & 0xffff0000 : pairs.word[e / 2] << 16);
   return sum;
 }
-__device__ inline float sum_sixteen(ptx::F16, ptx::U32x4 pairs, int64_t count) {
+__device__ inline float sum_sixteen(ptx::F16, ptx::U32x4 pairs, int count) {
   float sum = 0;
 #pragma unroll
   for (int e = 0; e < 8; ++e)
     if (e < count) sum += ptx::f16_to_f32(pairs.word[e / 2] >> 16 * (e % 2));
   return sum;
 }
-__device__ inline float sum_sixteen(ptx::S8, ptx::U32x4 codes, int64_t) {  // zeros from k on
+__device__ inline float sum_sixteen(ptx::S8, ptx::U32x4 codes, int) {  // zeros from k on
   int sum = 0;
 #pragma unroll
   for (int word = 0; word < 4; ++word) sum = ptx::add_bytes(codes.word[word], sum);
@@ -246,17 +250,18 @@ __device__ inline float sum_sixteen(ptx::S8, ptx::U32x4 codes, int64_t) {  // ze
 template <class X>
 __global__ void __launch_bounds__(kAddThreads) sum_spans(const PackedMm p, int span, float* x_sum) {
   constexpr int kStep = 16 / Math<X>::kBytes;
-  const int64_t spans = ceil_div(p.k, span), count = p.m * spans;
+  const int columns = static_cast<int>(p.k), spans = (columns + span - 1) / span;
   const int lane = static_cast<int>(threadIdx.x % 8);
-  for (int64_t i = first_item() / 8; i < ceil_div(count, 4) * 4; i += item_stride() / 8) {  // whole warps take part
-    const int64_t index = i < count ? i : count - 1, row = index / spans, first = index % spans * span;
+  for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
     const char* const x = static_cast<const char*>(p.x) + row * p.x_stride * Math<X>::kBytes;
-    const int64_t last = first + span < p.k ? first + span : p.k;
-    float sum = 0;
-    for (int64_t k = first + kStep * lane; k < last; k += kStep * 8)
-      sum += sum_sixteen(X{}, ptx::load_sixteen(x + k * Math<X>::kBytes), last - k);
-    for (int width = 4; width > 0; width /= 2) sum += __shfl_down_sync(~0u, sum, width, 8);
-    if (lane == 0 && i < count) x_sum[index] = sum;
+    for (int i = static_cast<int>(threadIdx.x) / 8; i < (spans + 3) / 4 * 4; i += kAddThreads / 8) {  // whole warps
+      const int first = (i < spans ? i : spans - 1) * span, last = span < columns - first ? first + span : columns;
+      float sum = 0;
+      for (int k = first + kStep * lane; k < last; k += kStep * 8)
+        sum += sum_sixteen(X{}, ptx::load_sixteen(x + int64_t{k} * Math<X>::kBytes), last - k);
+      for (int width = 4; width > 0; width /= 2) sum += __shfl_down_sync(~0u, sum, width, 8);
+      if (lane == 0 && i < spans) x_sum[row * spans + i] = sum;
+    }
   }
 }
 
@@ -273,9 +278,7 @@ void run(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, Cuda
                   .spans_of_group = p.group >= p.k ? ~0u : static_cast<uint32_t>(p.group / span),
                   .x_sum = p.zero_point ? x_sum : nullptr,
                   .partial = partial};
-  if (p.zero_point)
-    launch(sum_spans<X>, {dim3(grid_for(8 * p.m * ceil_div(p.k, span), kAddThreads)), kAddThreads, 0, stream, 0}, p,
-           span, x_sum);
+  if (p.zero_point) launch(sum_spans<X>, {dim3(grid_for(p.m, 1)), kAddThreads, 0, stream, 0}, p, span, x_sum);
   const dim3 grid(args.row_blocks * args.token_blocks, static_cast<unsigned>(plan.split));
   const int64_t shared = shared_bytes(plan.tokens, Math<X>::kBytes);
   launch(plan.tokens == 64 ? multiply<X, 64> : multiply<X, 128>, {grid, kThreads, shared, stream, 0}, args);

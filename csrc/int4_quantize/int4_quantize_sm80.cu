@@ -10,19 +10,19 @@ namespace {
 constexpr int kThreads = 128;
 
 struct GivenValues {
-  const void* row;
+  const void* group;
   Dtype dtype;
-  int64_t first, end;  // columns of the group
-  __device__ F32x16 operator()(int64_t vector) const { return load16_part(row, dtype, first + vector * 16, end); }
+  int64_t count;
+  __device__ F32x16 operator()(int64_t vector) const { return load16_part(group, dtype, vector * 16, count); }
 };
 
 __global__ void __launch_bounds__(kThreads) quantize(Int4Quantize p) {
   const int64_t group = p.group < p.k ? p.group : p.k, groups = ceil_div(p.k, group);
   for (int64_t at = first_item() / 16; at < p.n * groups; at += item_stride() / 16) {
     const int64_t row = at / groups, first = at % groups * group;
-    const int64_t end = p.k - first < group ? p.k : first + group;
-    const auto* data = static_cast<const char*>(p.w) + row * p.w_stride * size_of(p.w_dtype);
-    const Group<GivenValues> values{{data, p.w_dtype, first, end}, end - first};
+    const int64_t count = p.k - first < group ? p.k - first : group;
+    const auto* data = static_cast<const char*>(p.w) + (row * p.w_stride + first) * size_of(p.w_dtype);
+    const Group<GivenValues> values{{data, p.w_dtype, count}, count};
     quantize_group(p, values, values.range(), at, p.qdata + row * ceil_div(p.k, 2) + first / 2);
   }
 }

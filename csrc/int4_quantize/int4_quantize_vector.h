@@ -63,7 +63,7 @@ struct ScaleAndZero {
 template <class Values>
 AOQ_DEVICE inline ScaleAndZero fit(const Group<Values>& group, float scale, float zero, Dtype dtype) {
   constexpr float kP = 0.7f, kKappa = 1.01f, kErrorNorm = 2.4f;
-  constexpr float kRanges[] = {1, 0.97f, 0.94f, 0.91f, 0.88f, 0.85f, 0.8f, 0.75f};
+  static constexpr float kRanges[] = {1, 0.97f, 0.94f, 0.91f, 0.88f, 0.85f, 0.8f, 0.75f};
   constexpr int kIterations = 20;
   ScaleAndZero best{scale, zero};
   float best_error = 3.4e38f;
