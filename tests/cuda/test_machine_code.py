@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def tool(name):
     """A CUDA program: on PATH, in CUDA's folder, or in the wheel of its name (cuobjdump runs nvdisasm)."""
     folders = [os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
-    wheels = importlib.util.find_spec("nvidia.cu13")
+    wheels = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.cu13")
     if wheels is not None:
         folders += [f"{folder}/bin" for folder in wheels.submodule_search_locations or ()]
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
