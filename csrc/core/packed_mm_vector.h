@@ -167,6 +167,7 @@ class VectorMm {
   static constexpr int64_t kBlockRows = 264;  // of x, that share a decoded chunk
   static constexpr int64_t kRun = 8;          // panels whose sums stay in L2: 264 KB
   static constexpr int64_t kBlockX = 524288;  // bytes of x that stay in L2
+  static constexpr int64_t kBlockTiles = 64 / Engine::kUnitK;  // fused, for which w is worth reading
 
  public:
   static void run(const PackedMm& p) { VectorMm(p).run(); }
@@ -210,16 +211,22 @@ class VectorMm {
   // Each thread its own panels, all rows of x; where panels are few, pairs of a panel and a block of rows.
   bool by_panels(int64_t blocks) const { return blocks == 1 || panels_ >= 8 * aoq::num_threads(); }
 
+  // Where k is long a block in L2 would be of few rows, and each block reads all of w: k is then taken in pieces.
   void run_fused() const {
-    const int64_t block_tiles = at_least_one(kBlockX / (kFusedTile * steps_ * static_cast<int64_t>(sizeof(X))));
+    const int64_t rows_bytes = kFusedTile * steps_ * static_cast<int64_t>(sizeof(X));
+    const int64_t pieces = tiles_ > kBlockTiles ? aoq::ceil_div(kBlockTiles * rows_bytes, kBlockX) : 1;
+    const int64_t block_tiles = at_least_one(kBlockX * pieces / rows_bytes);
     const int64_t blocks = aoq::ceil_div(tiles_, block_tiles);
+    const Scratch<float> sums(pieces > 1 ? p_.m * panels_ * 2 * kLanes : 0);
     auto block = [&](int64_t index, int64_t begin, int64_t end) {
-      for (int64_t panel = begin; panel < end; ++panel) {
-        const int64_t last = tiles_ * (index + 1) / blocks;
-        Pass pass{panel, panel + 1 < end ? panel + 1 : begin, tiles_ * index / blocks, 0, 0};
-        for (pass.tiles = last - pass.tile; pass.turn < pass.tiles; ++pass.tile, ++pass.turn)
-          2 * panel + 1 < vectors_ ? fused_rows<2>(pass) : fused_rows<1>(pass);
-      }
+      for (int64_t piece = 0; piece < pieces; ++piece)
+        for (int64_t panel = begin; panel < end; ++panel) {
+          const int64_t last = tiles_ * (index + 1) / blocks;
+          Pass pass{panel, panel + 1 < end ? panel + 1 : begin, tiles_ * index / blocks, 0, 0,
+                    units_ * piece / pieces, units_ * (piece + 1) / pieces, sums.get()};
+          for (pass.tiles = last - pass.tile; pass.turn < pass.tiles; ++pass.tile, ++pass.turn)
+            2 * panel + 1 < vectors_ ? fused_rows<2>(pass) : fused_rows<1>(pass);
+        }
     };
     auto columns = [&](int64_t begin, int64_t end) {
       for (int64_t index = 0; index < blocks; ++index) block(index, begin, end);
@@ -320,9 +327,11 @@ class VectorMm {
     if constexpr (constexpr int kRows = r; r <= kTileRows) call; \
     break;
 
-  // A tile of x times a panel, one of several in turn; `next` is the panel after it.
+  // A tile of x times units [begin, end) of a panel, one of several in turn; `next` is the panel after it, sums what
+  // pieces of k leave to the next ones: [panel][m][vector].
   struct Pass {
-    int64_t panel, next, tile, tiles, turn;
+    int64_t panel, next, tile, tiles, turn, begin, end;
+    float* sums;
   };
 
   template <int kVectors>
@@ -338,19 +347,23 @@ class VectorMm {
     const uint8_t* stream[kVectors];
     Vec total[kRows][kVectors];
     for (int v = 0; v < kVectors; ++v) stream[v] = codes(2 * panel + v);
+    float* const sums = pass.sums + (panel * p_.m + row) * 2 * kLanes;  // of earlier pieces of k
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 12
-      for (int v = 0; v < kVectors; ++v) total[r][v] = Engine::set(0);
-    const X* x = x_.get() + row * steps_;
+      for (int v = 0; v < kVectors; ++v)
+        total[r][v] = pass.begin ? Engine::load_f32(sums + (r * 2 + v) * kLanes) : Engine::set(0);
+    const X* x = x_.get() + row * steps_ + pass.begin * kSteps * kRows;
     // Of several tiles each fetches a share of the next panel into L2, a unit every so many of its own.
-    const uint8_t* next = codes(2 * pass.next) + units_ * pass.turn / pass.tiles * aoq::kUnitBytes;
+    const int64_t share = (pass.end - pass.begin) * pass.turn / pass.tiles;
+    const uint8_t* next = codes(2 * pass.next) + (pass.begin + share) * aoq::kUnitBytes;
     const int64_t next_vector = codes(1) - codes(0);
     int64_t turn = pass.tiles;
-    for (int64_t group = 0, unit = 0; group < groups_;) {
+    for (int64_t group = pass.begin * Engine::kUnitK / p_.group, unit = pass.begin; unit < pass.end;) {
       // A piece of a group: 16384 products of 8 bits each fit an int32 sum.
       constexpr int64_t kPiece = 16384 / Engine::kUnitK;
-      const int64_t end = unit_end(group) - unit < kPiece ? unit_end(group) : unit + kPiece;
+      const int64_t stop = unit_end(group) < pass.end ? unit_end(group) : pass.end;
+      const int64_t end = stop - unit < kPiece ? stop : unit + kPiece;
       const bool whole = end == unit_end(group);
       Sum sum[kChains][kRows][kVectors];
 #pragma GCC unroll 12
@@ -405,6 +418,13 @@ class VectorMm {
         }
       }
       group += whole;
+    }
+    if (pass.end < units_) {
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
+        for (int v = 0; v < kVectors; ++v) Engine::store_f32(sums + (r * 2 + v) * kLanes, total[r][v]);
+      return;
     }
 #pragma GCC unroll 12
     for (int v = 0; v < kVectors; ++v) {
