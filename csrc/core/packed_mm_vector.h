@@ -163,10 +163,10 @@ class VectorMm {
   static constexpr int kSteps = Engine::kUnitK / kStep;  // of a unit
   static constexpr int kFusedTile = Engine::kFusedTile;  // rows of a tile where decoding takes registers too
   static constexpr int64_t kChunk = 16384 / (kSteps * 2 * kLanes * 4);  // units decoded at a time: half of L1
-  static constexpr int64_t kAhead = 32;       // units to prefetch ahead in the stream of codes
-  static constexpr int64_t kBlockRows = 264;  // of x, that share a decoded chunk
-  static constexpr int64_t kRun = 8;          // panels whose sums stay in L2: 264 KB
-  static constexpr int64_t kBlockX = 524288;  // bytes of x that stay in L2
+  static constexpr int64_t kAhead = 32;                        // units to prefetch ahead in the stream of codes
+  static constexpr int64_t kBlockRows = 264;                   // of x, that share a decoded chunk
+  static constexpr int64_t kRun = 8;                           // panels whose sums stay in L2: 264 KB
+  static constexpr int64_t kBlockX = 524288;                   // bytes of x that stay in L2
   static constexpr int64_t kBlockTiles = 64 / Engine::kUnitK;  // fused, for which w is worth reading
 
  public:
@@ -222,8 +222,14 @@ class VectorMm {
       for (int64_t piece = 0; piece < pieces; ++piece)
         for (int64_t panel = begin; panel < end; ++panel) {
           const int64_t last = tiles_ * (index + 1) / blocks;
-          Pass pass{panel, panel + 1 < end ? panel + 1 : begin, tiles_ * index / blocks, 0, 0,
-                    units_ * piece / pieces, units_ * (piece + 1) / pieces, sums.get()};
+          Pass pass{panel,
+                    panel + 1 < end ? panel + 1 : begin,
+                    tiles_ * index / blocks,
+                    0,
+                    0,
+                    units_ * piece / pieces,
+                    units_ * (piece + 1) / pieces,
+                    sums.get()};
           for (pass.tiles = last - pass.tile; pass.turn < pass.tiles; ++pass.tile, ++pass.turn)
             2 * panel + 1 < vectors_ ? fused_rows<2>(pass) : fused_rows<1>(pass);
         }

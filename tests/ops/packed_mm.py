@@ -177,6 +177,13 @@ class PackedMmTests:
             x, bias = torch.randn(m, weight.k).bfloat16(), torch.randn(weight.n)
             check(weight(x, bias), x, weight, bias)
 
+    def test_rows_so_long_that_they_come_in_pieces(self, isa, variant):
+        if isa == "ref":
+            pytest.skip("the reference kernel has no pieces")
+        for group in (96, 16_504):  # groups that pieces cut
+            weight, x = self.weight(40, 16_500, group, variant), torch.randn(136, 16_500).bfloat16()
+            check(weight(x), x, weight)
+
     def test_scale_and_bias_of_any_dtype(self, isa, variant):
         for scale_dtype in DTYPES:
             weight = self.weight(35, 72, 24, variant, scale_dtype=scale_dtype)
