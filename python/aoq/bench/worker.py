@@ -139,7 +139,8 @@ class ModelStand:
         version = importlib.metadata.version(self.contender.package)
         return {"version": version, "torch": torch.__version__, "transformers": transformers.__version__}
 
-    @torch.inference_mode(False)  # parameters of inference tensors ask for no gradients, and linear then copies the head
+    # Parameters that are inference tensors ask for no gradients, and linear then copies the head at every prompt.
+    @torch.inference_mode(False)
     def load(self, source: str, group_size: int, compiled: bool) -> Answer:
         """Every linear but the head quantized; without weights in the directory, random ones."""
         from transformers import AutoConfig, AutoModelForCausalLM
