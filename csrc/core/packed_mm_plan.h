@@ -29,6 +29,22 @@ struct Share {
   int64_t begin, end;
 };
 
+// The plan of least cost among the first `configs` of of_config; a config that does not differ is another's plan.
+template <class OfConfig, class Differs, class Cost>
+constexpr auto cheapest(int configs, OfConfig of_config, Differs differs, Cost cost_of) {
+  auto best = of_config(0);
+  double least = cost_of(best);
+  for (int config = 1; config < configs; ++config) {
+    const auto plan = of_config(config);
+    if (!differs(plan)) continue;
+    const double cost = cost_of(plan);
+    if (cost >= least) continue;
+    best = plan;
+    least = cost;
+  }
+  return best;
+}
+
 constexpr int kPlanes = 3;  // of bf16, whose sum is an fp32 x; their products with w are added up as slabs are
 
 // Whether 16-bit rows of x have to be copied: to whole, aligned sixteen bytes that do not overlap, or from fp32.

@@ -85,17 +85,7 @@ constexpr bool differs(const Plan& plan, int64_t k) { return plan.split() * plan
 // The plan of least cost, of those that `of_config` gives.
 template <class OfConfig, class Cost>
 constexpr Plan cheapest(const Shape& shape, OfConfig of_config, Cost cost_of) {
-  Plan best = of_config(0);
-  double least = cost_of(best);
-  for (int config = 1; config < kConfigs; ++config) {
-    const Plan plan = of_config(config);
-    if (!differs(plan, shape.k)) continue;
-    const double cost = cost_of(plan);
-    if (cost >= least) continue;
-    best = plan;
-    least = cost;
-  }
-  return best;
+  return aoq::cheapest(kConfigs, of_config, [&](const Plan& plan) { return differs(plan, shape.k); }, cost_of);
 }
 
 }  // namespace aoq::skinny

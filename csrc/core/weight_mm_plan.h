@@ -66,27 +66,11 @@ constexpr int shared_bytes(int tokens) {
 static_assert(shared_bytes(128) <= 99 * 1024 && 2 * (shared_bytes(64) + 1024) <= 100 * 1024,
               "one block of 128 tokens, two of 64 fit an sm_86 and an sm_89, which have the least");
 
-// Of a block: what bounds its k loop, and what comes before and after it.
 constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& device) {
-  const int64_t blocks = row_blocks(shape.n) * token_blocks(plan, shape.m) * plan.split;
-  const int64_t units = ceil_div(ceil_div(shape.k, 128), plan.split);
-  const int at_once = plan.tokens == 64 ? 2 : 1;  // blocks of a multiprocessor
-  const int64_t slots = int64_t{at_once} * device.multiprocessors, waves = ceil_div(blocks, slots);
-  const int64_t busy = blocks < slots ? blocks : slots;                                // blocks that run at a time
-  const double sharing = static_cast<double>(ceil_div(busy, device.multiprocessors));  // of a multiprocessor
-  // A unit's multiplications, 85% of the peak at best, less where a decoded weight serves half as many tokens.
+  // 85% of the peak at best, less where a decoded weight serves half as many tokens.
   const double multiplies = 128.0 * kRows * plan.tokens / (plan.tokens == 64 ? 0.7 : 0.85);
-  const double compute = multiplies / device.multiplies_per_ns * sharing;
-  // Its bytes: weights from memory once for the token blocks that run together, x from L2 three times as fast.
-  const int64_t together = token_blocks(plan, shape.m) < kStripe ? token_blocks(plan, shape.m) : kStripe;
-  const double weights = 128.0 * kRows / static_cast<double>(together), x = 256.0 * plan.tokens / 3;
-  const double fair = device.bytes_per_ns / static_cast<double>(busy);
-  const double in_flight = (stages(plan.tokens) - 1) * stage_bytes(plan.tokens) / 1000.0;
-  const double memory = (weights + x) / (fair < in_flight ? fair : in_flight);
-  const double unit = compute > memory ? compute : memory;
-  const double out = 4.0 * static_cast<double>(shape.m * shape.n) / (3 * device.bytes_per_ns);
-  const double add = plan.split > 1 ? 1500 + 2 * plan.split * out : 0;
-  return static_cast<double>(waves) * (static_cast<double>(units) * unit + 1500 + 8.0 * plan.tokens) + add;
+  const Unit unit{multiplies, 128.0 * kRows, 256.0 * plan.tokens, stages(plan.tokens), stage_bytes(plan.tokens)};
+  return wide::cost_of(plan, shape, device, unit);
 }
 
 constexpr Plan choose(const Shape& shape, const Device& device) {

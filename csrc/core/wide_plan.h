@@ -74,20 +74,38 @@ constexpr Plan plan_of(int config) { return {config < 8 ? 64 : 128, kSplits[conf
 // Whether all blocks have columns: then no other config is the same plan.
 constexpr bool differs(const Plan& plan, int64_t k) { return plan.split <= ceil_div(k, 128); }
 
+// What a unit of 128 columns takes of a block.
+struct Unit {
+  double multiplies;  // at the tensor cores' peak
+  double weights, x;  // bytes
+  int stages, stage_bytes;
+};
+
+// Of a block: what bounds its k loop, and what comes before and after it.
+constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& device, const Unit& unit) {
+  const int64_t blocks = row_blocks(shape.n) * token_blocks(plan, shape.m) * plan.split;
+  const int64_t units = ceil_div(ceil_div(shape.k, 128), plan.split);
+  const int at_once = plan.tokens == 64 ? 2 : 1;  // blocks of a multiprocessor
+  const int64_t slots = int64_t{at_once} * device.multiprocessors, waves = ceil_div(blocks, slots);
+  const int64_t busy = blocks < slots ? blocks : slots;                                // blocks that run at a time
+  const double sharing = static_cast<double>(ceil_div(busy, device.multiprocessors));  // of a multiprocessor
+  const double compute = unit.multiplies / device.multiplies_per_ns * sharing;
+  // Weights come from memory once for the token blocks that run together, x from L2 three times as fast.
+  const int64_t together = token_blocks(plan, shape.m) < kStripe ? token_blocks(plan, shape.m) : kStripe;
+  const double fair = device.bytes_per_ns / static_cast<double>(busy);
+  const double in_flight = (unit.stages - 1) * unit.stage_bytes / 1000.0;
+  const double memory =
+      (unit.weights / static_cast<double>(together) + unit.x / 3) / (fair < in_flight ? fair : in_flight);
+  const double slower = compute > memory ? compute : memory;
+  const double out = 4.0 * static_cast<double>(shape.m * shape.n) / (3 * device.bytes_per_ns);
+  const double add = plan.split > 1 ? 1500 + 2 * plan.split * out : 0;
+  return static_cast<double>(waves) * (static_cast<double>(units) * slower + 1500 + 8.0 * plan.tokens) + add;
+}
+
 // The plan of least cost.
 template <class Cost>
 constexpr Plan cheapest(const Shape& shape, Cost cost_of) {
-  Plan best = plan_of(0);
-  double least = cost_of(best);
-  for (int config = 1; config < kConfigs; ++config) {
-    const Plan plan = plan_of(config);
-    if (!differs(plan, shape.k)) continue;
-    const double cost = cost_of(plan);
-    if (cost >= least) continue;
-    best = plan;
-    least = cost;
-  }
-  return best;
+  return aoq::cheapest(kConfigs, plan_of, [&](const Plan& plan) { return differs(plan, shape.k); }, cost_of);
 }
 
 }  // namespace aoq::wide

@@ -156,16 +156,9 @@ constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& dev
 }
 
 constexpr Plan choose(const Shape& shape, const Device& device, bool zero, int scale) {
-  Plan best = plan_of(0, shape, zero, scale);
-  double least = cost_of(best, shape, device);
-  for (int config = 1; config < kConfigs; ++config) {
-    const Plan plan = plan_of(config, shape, zero, scale);
-    const double cost = cost_of(plan, shape, device);
-    if (cost >= least) continue;
-    best = plan;
-    least = cost;
-  }
-  return best;
+  return cheapest(
+      kConfigs, [&](int config) { return plan_of(config, shape, zero, scale); }, [](const Plan&) { return true; },
+      [&](const Plan& plan) { return cost_of(plan, shape, device); });
 }
 
 // Whether it beats the skinny plans; `before`: kernels that prepare x for it.

@@ -31,31 +31,16 @@ static_assert(2 * (shared_bytes(64, 1) + 1024) <= 164 * 1024, "two blocks of 64 
 // Sums are scaled after 32 columns at the least.
 constexpr bool takes(const Shape& shape) { return span_of(shape.group, shape.k) >= 32; }
 
-// Of a block: what bounds its k loop, and what comes before and after it.
 constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& device) {
-  const int64_t blocks = row_blocks(shape.n) * token_blocks(plan, shape.m) * plan.split;
-  const int64_t units = ceil_div(ceil_div(shape.k, 128), plan.split);
-  const int at_once = plan.tokens == 64 ? 2 : 1;  // blocks of a multiprocessor
-  const int64_t slots = int64_t{at_once} * device.multiprocessors, waves = ceil_div(blocks, slots);
-  const int64_t busy = blocks < slots ? blocks : slots;                                // blocks that run at a time
-  const double sharing = static_cast<double>(ceil_div(busy, device.multiprocessors));  // of a multiprocessor
-  const double x_bytes = static_cast<double>(shape.x_bytes);
-  // A unit's multiplications, 85% of the peak at best, less where a decoded weight serves half as many tokens; and
-  // a multiply-add of each sum for its scale, an eighth as fast as a tensor core's.
+  const int x_bytes = static_cast<int>(shape.x_bytes);
+  // 85% of the peak at best, less where a decoded weight serves half as many tokens; and a multiply-add of each sum for
+  // its scale, an eighth as fast as a tensor core's.
   const double span = static_cast<double>(span_of(shape.group, shape.k));
-  const double multiplies = 128.0 * kRows * plan.tokens * (x_bytes / 2 + 8 / span) / (plan.tokens == 64 ? 0.75 : 0.85);
-  const double compute = multiplies / device.multiplies_per_ns * sharing;
-  // Its bytes: weights from memory once for the token blocks that run together, x from L2 three times as fast.
-  const int64_t together = token_blocks(plan, shape.m) < kStripe ? token_blocks(plan, shape.m) : kStripe;
-  const double weights = 64.0 * kRows / static_cast<double>(together), x = 128.0 * plan.tokens * x_bytes / 3;
-  const double fair = device.bytes_per_ns / static_cast<double>(busy);
-  const double in_flight = (stages(static_cast<int>(shape.x_bytes)) - 1) *
-                           stage_bytes(plan.tokens, static_cast<int>(shape.x_bytes)) / 1000.0;
-  const double memory = (weights + x) / (fair < in_flight ? fair : in_flight);
-  const double unit = compute > memory ? compute : memory;
-  const double out = 4.0 * static_cast<double>(shape.m * shape.n) / (3 * device.bytes_per_ns);
-  const double add = plan.split > 1 ? 1500 + 2 * plan.split * out : 0;
-  return static_cast<double>(waves) * (static_cast<double>(units) * unit + 1500 + 8.0 * plan.tokens) + add;
+  const double multiplies =
+      128.0 * kRows * plan.tokens * (x_bytes / 2.0 + 8 / span) / (plan.tokens == 64 ? 0.75 : 0.85);
+  const Unit unit{multiplies, 64.0 * kRows, 128.0 * plan.tokens * x_bytes, stages(x_bytes),
+                  stage_bytes(plan.tokens, x_bytes)};
+  return wide::cost_of(plan, shape, device, unit);
 }
 
 constexpr Plan choose(const Shape& shape, const Device& device) {
