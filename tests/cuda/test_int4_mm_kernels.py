@@ -8,6 +8,7 @@ from kernel_args import DTYPES, Int4MmCuda, Int4MmWgmma, Int4MmWide, PackedMm, W
 from plan_library import Shape, skinny_plan, skinny_workspace, wgmma_workspace, wide_workspace
 
 from aoq.ops import int4_dequantize, int4_pack_reference, int4_quantize, tile_scale
+from rounding import check_rounding
 
 CUDA = torch.device("cuda")
 KERNELS = ("int4_mm_sm80", "int4_mm_sm90a")
@@ -79,12 +80,7 @@ def check(out, x, weight, bias=None):
     """Sums of k fp32 addends, each rounded, then one rounding to out's dtype."""
     expected = x.double() @ weight.exact.t()
     rounding = (4 * math.sqrt(weight.k) + 16) * 2.0**-24 * (x.double().abs() @ weight.addends.t())
-    if bias is not None:
-        expected = expected + bias.double()
-        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
-    info = torch.finfo(out.dtype)
-    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
-    assert (((out.double() - expected).abs() / allowed) <= 1).all()
+    check_rounding(out, expected, rounding, bias)
 
 
 CASES = [  # n, k, group, mapping, scale dtype, x dtype, m, plan

@@ -9,6 +9,7 @@ from plan_library import Shape, skinny_plan, skinny_workspace, wgmma_workspace, 
 from test_int4_mm_kernels import Weight
 
 from aoq.ops import int8_quantize
+from rounding import check_rounding
 
 KERNELS = ("int8_int4_mm_sm80", "int8_int4_mm_sm90a")
 WIDE, WGMMA = "int8_int4_mm_wide_sm80", "int8_int4_mm_wgmma_sm90a"
@@ -54,12 +55,7 @@ def check(out, codes, scale, zero, weight, w_sum, bias):
     rounding = (4 * math.sqrt(weight.k / 8) + 16) * 2.0**-24 * terms
     # w_sum is fp32
     rounding = rounding + 2.0**-24 * (zero.double() * scale.double()).abs() * weight.exact.abs().sum(1)
-    if bias is not None:
-        expected = expected + bias.double()
-        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
-    info = torch.finfo(out.dtype)
-    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
-    assert (((out.double() - expected).abs() / allowed) <= 1).all()
+    check_rounding(out, expected, rounding, bias)
 
 
 CASES = [  # n, k, group, mapping, scale dtype, x dtype, mapping of x, m, warps_k, split, chunk

@@ -9,6 +9,7 @@ from kernel_args import DTYPES, PackedMm, WeightMmSkinny, WeightMmWide, WidePlan
 from plan_library import Shape, skinny_workspace, weight_plan, wide_workspace
 
 from aoq.ops import int8_pack_reference, tile_scale
+from rounding import check_rounding
 
 CUDA = torch.device("cuda")
 INT8, E4M3, E5M2 = torch.int8, torch.float8_e4m3fn, torch.float8_e5m2
@@ -55,12 +56,7 @@ def check(out, x, codes, scale, bias=None):
     w = codes.double() * scale.double()
     expected = x.double() @ w.t()
     rounding = (4 * math.sqrt(x.shape[1]) + 16) * 2.0**-24 * (x.double().abs() @ w.abs().t())
-    if bias is not None:
-        expected = expected + bias.double()
-        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
-    info = torch.finfo(out.dtype)
-    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
-    assert (((out.double() - expected).abs() / allowed) <= 1).all()
+    check_rounding(out, expected, rounding, bias)
 
 
 def weight(n, k, dtype, scale_dtype):

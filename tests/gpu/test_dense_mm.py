@@ -6,6 +6,7 @@ from operands import capability, fp8_weight, int8_weight, randn, registered
 
 from aoq import _C
 from aoq.ops import fp8_quantize, int8_quantize, int8_unpack_reference, untile_scale
+from rounding import check_rounding
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -29,14 +30,7 @@ def check(out, products, magnitude, x_scale, shift, scale, bias, fp8_k=0):
     expected = x_scale * (products * scale - shift)
     rounding = 2.0**-22 * x_scale * (products.abs() * scale + abs(shift))
     rounding = rounding + (fp8_k / 32 + 1 if fp8_k else 0) * 2.0**-13 * 4 * magnitude * x_scale * scale
-    if bias is not None:
-        expected = expected + bias.double()
-        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
-    info = torch.finfo(out.dtype)
-    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
-    assert out.shape == expected.shape
-    worst = ((out.double() - expected).abs() / allowed).max().item()
-    assert worst <= 1, f"{_C.last_kernel()}: {worst:.2f} times the rounding that the arithmetic allows"
+    check_rounding(out, expected, rounding, bias, _C.last_kernel())
 
 
 def poisoned(x, n):

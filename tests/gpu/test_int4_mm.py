@@ -8,6 +8,7 @@ from operands import randn, registered, weight
 
 from aoq import _C
 from aoq.ops import int4_dequantize, int4_mm, int4_unpack, int4_unpack_reference, int8_int4_mm, untile_scale
+from rounding import check_rounding
 
 pytestmark = pytest.mark.skipif(not registered("int4_mm"), reason="int4_mm has no CUDA kernel")
 
@@ -34,14 +35,8 @@ def check(x, parts, n, group, bias=None, config=None):
     expected = x.double() @ exact.t()
     spread = scales[0].repeat_interleave(min(group, k), 1)[:, :k]
     rounding = (4 * math.sqrt(k) + 16) * 2.0**-24 * (x.double().abs() @ (15 * spread + exact.abs()).t())
-    if bias is not None:
-        expected = expected + bias.double()
-        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
-    info = torch.finfo(out.dtype)
-    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
-    assert out.dtype == x.dtype and out.shape == expected.shape
-    worst = ((out.double() - expected).abs() / allowed).max().item() if out.numel() else 0
-    assert worst <= 1, f"{_C.last_kernel()}: {worst:.2f} times the rounding that the arithmetic allows"
+    assert out.dtype == x.dtype
+    check_rounding(out, expected, rounding, bias, _C.last_kernel())
     return out
 
 

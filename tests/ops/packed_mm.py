@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import aoq.ops
 from aoq import _C
 from aoq.ops import int8_quantize
+from rounding import check_rounding
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -100,16 +101,8 @@ class Int8XWeight(PackedWeight):
 def check(out, x, weight, bias=None):
     """The op's own roundings, that of the bias, then out's."""
     expected, rounding = weight.product(x)
-    if bias is not None:
-        expected = expected + bias.double()
-        rounding = rounding + 2.0**-23 * (expected.abs() + bias.double().abs())
-    info = torch.finfo(out.dtype)
-    allowed = rounding + info.eps / 2 * (expected.abs() + rounding) + info.tiny
-    assert out.dtype == x.dtype and out.shape == expected.shape
-    inside = expected.abs() < info.max / 2  # fp16 overflows
-    error = (out.double() - expected).abs()[inside]
-    worst = (error / allowed[inside]).max().item() if error.numel() else 0
-    assert worst <= 1, f"{worst:.2f} times the rounding that the arithmetic allows"
+    assert out.dtype == x.dtype
+    check_rounding(out, expected, rounding, bias, overflows=True)
 
 
 def _in_child(queue, weight, x):
