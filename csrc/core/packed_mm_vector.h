@@ -167,7 +167,7 @@ class VectorMm {
   static constexpr int64_t kBlockRows = 264;                   // of x, that share a decoded chunk
   static constexpr int64_t kRun = 8;                           // panels whose sums stay in L2: 264 KB
   static constexpr int64_t kBlockX = 524288;                   // bytes of x that stay in L2
-  static constexpr int64_t kBlockTiles = 64 / Engine::kUnitK;  // fused, for which w is worth reading
+  static constexpr int64_t kBlockTiles = 64 / Engine::kUnitK;  // fused, that one reading of w serves
 
  public:
   static void run(const PackedMm& p) { VectorMm(p).run(); }
