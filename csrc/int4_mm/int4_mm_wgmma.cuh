@@ -38,6 +38,13 @@ struct Maps {
   hopper::TensorMap x, codes, scale, zero_point;
 };
 
+// Which tile a block has, and its rank in the cluster: in shared memory, as the main loop needs every register.
+struct Place {
+  int row, token;
+  uint32_t rank;
+};
+static_assert(sizeof(Place) <= kPlaceBytes);
+
 // What a warpgroup multiplies at a time: sums of fewer tokens leave registers for more totals.
 constexpr int part_of(int tokens, int halves) { return halves == 2 && tokens > 64 ? 64 : tokens; }
 
@@ -62,7 +69,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t in_stages = stages * stage.bytes, in_sums = sum_bytes(kTokens, kRows);
   auto* const full = reinterpret_cast<hopper::Barrier*>(shared + (in_stages > in_sums ? in_stages : in_sums));
   auto* const empty = full + stages;
+  auto* const place = reinterpret_cast<Place*>(empty + stages);
   if (threadIdx.x == 0) {
+    *place = {row_block, token_block, rank};
     for (uint32_t i = 0; i < stages; ++i) {
       hopper::init(full + i, 1);
       hopper::init(empty + i, kConsumers / 32);
@@ -161,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   hopper::wait(full, 0);
   decode(shared, 0, 0);
-  for (uint32_t step = 0; step < count; ++step) {
+  for (uint32_t left = count; left; --left) {
     const char* const at = shared + slot * stage.bytes;
     const uint32_t next_slot = slot + 1 == stages ? 0 : slot + 1, next_parity = parity ^ (next_slot == 0);
 #pragma unroll
@@ -184,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (last_part && span == kSpans - 1) {
             if (half + 1 < kHalves) {
               decode(at, half + 1, 0);
-            } else if (step + 1 < count) {
+            } else if (left > 1) {
               hopper::wait(full + next_slot, next_parity);
               decode(shared + next_slot * stage.bytes, 0, 0);
             }
@@ -243,9 +252,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cluster_barrier();
   else
     hopper::meet(1, kConsumers);
-  const int64_t first_token = int64_t{token_block} * kTokens, first_row = int64_t{row_block} * kRows;
+  const Place here = *place;
+  const int64_t first_token = int64_t{here.token} * kTokens, first_row = int64_t{here.row} * kRows;
   const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
-  const int begin = static_cast<int>(tokens * rank / split), end = static_cast<int>(tokens * (rank + 1) / split);
+  const int begin = static_cast<int>(tokens * here.rank / split);
+  const int end = static_cast<int>(tokens * (here.rank + 1) / split);
   constexpr int kWidth = 8, kChunks = kRows / kWidth;
   for (int index = begin * kChunks + static_cast<int>(threadIdx.x); index < end * kChunks; index += kConsumers) {
     const int token = index / kChunks, in_tile = index % kChunks * kWidth;

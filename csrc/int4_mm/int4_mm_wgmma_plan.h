@@ -54,7 +54,8 @@ constexpr Steps steps_of(int64_t k, int split, int rank) {
   return {steps * rank / split, steps * (rank + 1) / split};
 }
 
-// ---- shared memory: stages, each of x, w, scales, zero points and sums of x; at the end of all, barriers. Where sums
+// ---- shared memory: stages, each of x, w, scales, zero points and sums of x; at the end of all, barriers and
+// the block's place. Where sums
 // are added up, they take the place of the stages.
 
 struct Stage {
@@ -77,15 +78,15 @@ constexpr int sum_pitch(int rows) { return rows + 4; }
 constexpr int sum_bytes(int tokens, int rows) { return 4 * tokens * sum_pitch(rows); }
 
 constexpr int kMostShared = 232448, kMostStages = 8;
-constexpr int kBarrierBytes = 2 * 8 * kMostStages;
+constexpr int kBarrierBytes = 2 * 8 * kMostStages, kPlaceBytes = 16;
 
 // 1023: the stages begin at a multiple of 1024.
 constexpr int shared_bytes(const Plan& plan, const Stage& stage) {
   const int stages = plan.stages * stage.bytes, sums = sum_bytes(plan.tokens, plan.rows());
-  return 1023 + (stages > sums ? stages : sums) + kBarrierBytes;
+  return 1023 + (stages > sums ? stages : sums) + kBarrierBytes + kPlaceBytes;
 }
 constexpr int stages_of(const Stage& stage) {
-  const int fitting = (kMostShared - 1023 - kBarrierBytes) / stage.bytes;
+  const int fitting = (kMostShared - 1023 - kBarrierBytes - kPlaceBytes) / stage.bytes;
   return fitting < kMostStages ? fitting : kMostStages;
 }
 
