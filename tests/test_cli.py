@@ -26,6 +26,7 @@ from aoq import (
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
+    Int8Tensor,
     Int8WeightOnlyConfig,
     MappingType,
     PerRow,
@@ -216,6 +217,20 @@ def test_skip_leaves_modules_besides_the_output_layer(tmp_path: Path) -> None:
     # Embeddings and output layer, when they are asked for, are not left by default.
     result = run("quantize", source, "-o", tmp_path / "all", "--skip", "mlp", "--include-embedding")
     assert "quantized 10 weights" in result.output
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_embedding_in_a_format_of_its_own(tmp_path: Path, tied: bool) -> None:
+    source = tiny_model(tmp_path, tied=tied)
+    result = run("quantize", source, "-o", tmp_path / "out", "--group-size", 32, "--embedding", "int8-weight")
+    assert f"quantized {15 if tied else 16} weights" in result.output
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert isinstance(embedding, Int8Tensor) and isinstance(head, Int8Tensor)
+    assert (embedding is head) == tied
+    assert isinstance(model.get_parameter("model.layers.0.mlp.up_proj.weight"), Int4Tensor)
+    assert torch.isfinite(model(torch.arange(8)[None]).logits).all()
+    assert_fails(run("quantize", source, "-o", tmp_path / "no", "--embedding", "int3"), "--embedding", "int3")
 
 
 def test_a_model_without_linears(tmp_path: Path) -> None:

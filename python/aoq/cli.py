@@ -38,6 +38,7 @@ app = typer.Typer(
 )
 console = Console()
 
+_FORMATS = "int4, int8, int8-weight, int8-int4, fp8, fp8-weight, or a config's JSON file"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -81,9 +82,7 @@ def options(
 def quantize(
     source: Annotated[Path, typer.Argument(help="A directory with safetensors weights, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
-    config: Annotated[
-        str, typer.Option(help="int4, int8, int8-weight, int8-int4, fp8, fp8-weight, or a config's JSON file.")
-    ] = "int4",
+    config: Annotated[str, typer.Option(help=f"{_FORMATS}.")] = "int4",
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale; by default int4: 128, int8-int4: 32.")
     ] = None,
@@ -96,6 +95,9 @@ def quantize(
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Modules to leave too, such as mlp; may be repeated.")] = None,
     include_embedding: Annotated[bool, typer.Option("--include-embedding", help="Embeddings and head too.")] = False,
+    embedding: Annotated[
+        str | None, typer.Option(help="Embeddings and head too, in a format of their own: as --config.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32: of what is not quantized.")] = None,
     max_shard: Annotated[float, typer.Option(help="GB that a file may have.")] = 2.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")] = False,
@@ -114,6 +116,7 @@ def quantize(
         _config(config, group_size, hqq, symmetric),
         skip=skip,
         include_embedding=include_embedding,
+        embedding=None if embedding is None else _config(embedding, option="--embedding"),
         dtype=_DTYPES[dtype] if dtype else None,
         max_shard_bytes=int(max_shard * 1e9),
         overwrite=overwrite,
@@ -147,7 +150,13 @@ _NAMED: dict[str, Callable[[], AOBaseConfig]] = {
 }
 
 
-def _config(name: str, group_size: int | None, hqq: bool, symmetric: bool | None) -> AOBaseConfig:
+def _config(
+    name: str,
+    group_size: int | None = None,
+    hqq: bool = False,
+    symmetric: bool | None = None,
+    option: str = "--config",
+) -> AOBaseConfig:
     if name == "int4":
         mapping = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
         return Int4WeightOnlyConfig(128 if group_size is None else group_size, hqq, mapping)
@@ -157,14 +166,14 @@ def _config(name: str, group_size: int | None, hqq: bool, symmetric: bool | None
         mapping = MappingType.ASYMMETRIC if symmetric is False else MappingType.SYMMETRIC
         return Int8DynamicActivationInt4WeightConfig(32 if group_size is None else group_size, mapping)
     if symmetric is not None:
-        option = "--symmetric" if symmetric else "--asymmetric"
-        raise ValueError(f"{option}: goes with --config int4 or int8-int4, got {name}")
+        asked = "--symmetric" if symmetric else "--asymmetric"
+        raise ValueError(f"{asked}: goes with --config int4 or int8-int4, got {name}")
     if group_size is not None:
         raise ValueError(f"--group-size: goes with --config int4 or int8-int4, got {name}")
     if name in _NAMED:
         return _NAMED[name]()
     if not name.endswith(".json"):
-        raise ValueError(f"--config: expected int4, int8-int4, {', '.join(_NAMED)} or a JSON file, got {name}")
+        raise ValueError(f"{option}: expected {_FORMATS}, got {name}")
     try:
         return config_from_dict(read_json(Path(name)))
     except (TypeError, ValueError) as error:

@@ -25,7 +25,7 @@ from aoq.checkpoint import INDEX, WEIGHTS, open_safetensors, read_config, read_j
 from aoq.config import AOBaseConfig, FqnToConfig, MappingType, PerRow, PerTensor, near
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import flatten, save_file
-from aoq.integrations.transformers import AoqQuantizer, empty_model, model_names
+from aoq.integrations.transformers import AoqQuantizer, empty_model, model_names, with_embedding
 from aoq.progress import track
 from aoq.quantize import QuantizedWeight, QuantizeReport, SkippedWeight
 from aoq.tensors.base import QuantizedTensor
@@ -87,6 +87,7 @@ def quantize_checkpoint(
     *,
     skip: list[str] | None = None,
     include_embedding: bool = False,
+    embedding: AOBaseConfig | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 2 << 30,
     overwrite: bool = False,
@@ -97,6 +98,7 @@ def quantize_checkpoint(
         source: a directory with config.json and safetensors files, or a GGUF file.
         destination: must not exist, unless `overwrite`.
         config, include_embedding: as in `AoqConfig`.
+        embedding: the embedding and the output layer too, by a config of their own.
         skip: modules to leave as they are, by the rule of `AoqConfig.modules_to_not_convert`, besides those that stay
             as they are anyway.
         dtype: of floats before they are quantized, and of those that are not. By default as they are stored,
@@ -119,6 +121,8 @@ def quantize_checkpoint(
     if dtype is None and source.is_file():
         dtype = torch.bfloat16
     model = empty_model(opened.config)
+    if embedding is not None:
+        config = with_embedding(model, config, embedding)
     quantizer = AoqQuantizer(AoqConfig(config, include_embedding=include_embedding), pre_quantized=False)
     if skip:
         _check_skips(model, skip)

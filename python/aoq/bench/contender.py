@@ -119,6 +119,7 @@ class Contender:
         """x @ w.T, quantizing x where that is part of it. This is what is timed."""
         raise NotImplementedError
 
+    matmuls: ClassVar[bool] = True  # whether single products are measured
     models: ClassVar[bool] = False  # whether `quantize_model` is there
     devices: ClassVar[tuple[str, ...]] = ("cpu",)  # that it can be for
 

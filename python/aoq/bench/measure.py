@@ -164,7 +164,7 @@ class Measurement(Session):
 
     def __init__(self, settings: Settings, entries: Sequence[Entry], progress: Progress = lambda *_: None) -> None:
         report = Report(machine.describe(settings.threads), dataclasses.asdict(settings))
-        super().__init__(report, entries, progress)
+        super().__init__(report, [entry for entry in entries if entry.cls.matmuls], progress)
         self.settings = settings
 
     def measure(self) -> None:

@@ -31,7 +31,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter, Weig
 from transformers.quantizers.base import HfQuantizer
 
 from aoq.checkpoint import StoredWeight, read_config, stored_weights, weight_files
-from aoq.config import AOBaseConfig
+from aoq.config import AOBaseConfig, FqnToConfig
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.safetensors import flatten, unflatten_one
 from aoq.quantize import dequantize_
@@ -232,6 +232,14 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = model_class._from_config(config)
     return model
+
+
+def with_embedding(model: PreTrainedModel, config: AOBaseConfig, embedding: AOBaseConfig) -> FqnToConfig:
+    """`config`, but `embedding` for the embedding and the output layer of `model`, tied or not."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    rules = config.fqn_to_config if isinstance(config, FqnToConfig) else {"_default": config}
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module in ends]
+    return FqnToConfig({**rules, **dict.fromkeys(names, embedding)})
 
 
 def load_model(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

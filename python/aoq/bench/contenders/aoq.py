@@ -115,3 +115,24 @@ class AoqFp8Weight(_Aoq8):
         import aoq
 
         return aoq.Float8WeightOnlyConfig()
+
+
+class _Int8Head(_Aoq):
+    """Whole models only: the embedding and the output layer too, as int8 weights."""
+
+    matmuls = False
+
+    def quantize_model(self, model: Any, selects: Selects, group_size: int) -> None:
+        import aoq
+        from aoq.integrations.transformers import with_embedding
+
+        config = with_embedding(model, self.config(group_size), aoq.Int8WeightOnlyConfig())
+        aoq.quantize_(model, config, progress=False)
+
+
+class AoqInt4Int8Head(_Int8Head, AoqInt4):
+    name = "aoq int4, int8 head"
+
+
+class AoqInt8Int4Int8Head(_Int8Head, AoqInt8Int4):
+    name = "aoq int8-int4, int8 head"
