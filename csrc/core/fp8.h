@@ -23,20 +23,40 @@ struct E5m2 {
 // power of two whose last bit is worth one code, so that the sum's last bits are the code. Both are computed of values
 // clamped to their range, where each gives the other's share, 1 << kMantissa, exactly; so no lane needs to choose.
 template <class Format>
+struct Fp8Rounded {
+  static constexpr int kShift = 23 - Format::kMantissa;
+  static constexpr float kMagic = Format::kLeastNormal * static_cast<float>(1 << kShift);  // 2^14, 2^7
+  I32x16 sign, normal;  // 0 or 1; exponent and mantissa
+  F32x16 subnormal;     // kMagic and the value
+
+  AOQ_DEVICE explicit Fp8Rounded(F32x16 value) : sign(bits(value) >> 31) {
+    const F32x16 magnitude = from_bits(bits(value) & splat(0x7fffffff)), least = splat(Format::kLeastNormal);
+    const I32x16 from = bits(max(magnitude, least));
+    const I32x16 odd = (from >> kShift) & splat(1);
+    normal = (from + odd + splat((1 << (kShift - 1)) - 1)) >> kShift;
+    subnormal = min(magnitude, least) + splat(kMagic);
+  }
+};
+
+template <class Format>
 AOQ_DEVICE inline I32x16 fp8_code(F32x16 value) {
-  constexpr int kShift = 23 - Format::kMantissa;
-  constexpr float kMagic = Format::kLeastNormal * static_cast<float>(1 << kShift);  // 2^14, 2^7
-  const I32x16 all = bits(value);
-  const F32x16 magnitude = from_bits(all & splat(0x7fffffff)), least = splat(Format::kLeastNormal);
-  const I32x16 normal = bits(max(magnitude, least));
-  const I32x16 odd = (normal >> kShift) & splat(1);
-  const I32x16 rounded = (normal + odd + splat((1 << (kShift - 1)) - 1)) >> kShift;
-  const I32x16 subnormal = bits(min(magnitude, least) + splat(kMagic));
+  const Fp8Rounded<Format> rounded(value);
   constexpr int32_t kRebias = (127 - Format::kBias) << Format::kMantissa;
   constexpr int32_t kMagicBits = (127 + (Format::kMantissa == 3 ? 14 : 7)) << 23;
-  const I32x16 code = rounded + subnormal + splat(-kRebias - kMagicBits - (1 << Format::kMantissa));
-  const I32x16 byte = code + ((all >> 31) << 7);
+  const I32x16 code =
+      rounded.normal + bits(rounded.subnormal) + splat(-kRebias - kMagicBits - (1 << Format::kMantissa));
+  const I32x16 byte = code + (rounded.sign << 7);
   return ((byte + splat(128)) & splat(255)) + splat(-128);
+}
+
+// What the nearest code stands for. One of the two magnitudes is kLeastNormal: the other is their product over it.
+template <class Format>
+AOQ_DEVICE inline F32x16 fp8_nearest(F32x16 value) {
+  using Rounded = Fp8Rounded<Format>;
+  const Rounded rounded(value);
+  const F32x16 subnormal = rounded.subnormal - splat(Rounded::kMagic);
+  const F32x16 magnitude = from_bits(rounded.normal << Rounded::kShift) * (subnormal * splat(1 / Format::kLeastNormal));
+  return from_bits(bits(magnitude) | (rounded.sign << 31));
 }
 
 // What absmax is divided by: at least 1e-12 of it, so that zeros give zeros.

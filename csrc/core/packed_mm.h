@@ -6,11 +6,23 @@
 
 namespace aoq {
 
+// x that becomes fp8 on the way: core/quantize_rows.h says how.
+struct Fp8Rows {
+  const void* x;  // [m][k], rows `stride` elements apart
+  Dtype dtype;
+  int64_t stride;
+  bool e5m2;                  // else e4m3
+  float lb, ub;               // of the absmax that makes a scale
+  const float* tensor_scale;  // or null: rows have their own
+  float* scale;               // [m], written where they do
+};
+
 struct PackedMm {
   int64_t m, n, k, group;
   const void* x;  // [m][k], rows x_stride elements apart
   Dtype x_dtype;
   int64_t x_stride;
+  const Fp8Rows* x_fp8;    // on the CPU: x is what the fp8 codes of these rows stand for, in bf16; or null
   const uint8_t* packed;   // [ceil(n/16)][units of k][64]
   const void* scale;       // [ceil(n/16)][ceil(k/group)][16]
   const void* zero_point;  // like scale, or null: the middle code

@@ -104,8 +104,10 @@ class AmxMm {
   void pack_row(int64_t row) const {
     uint8_t* out = x_.get() + row / kTileRows * row_tile_bytes_ + row % kTileRows * 64;
     const Scratch<int8_t> quantized(Engine::kInt8 ? p_.k + 16 : 0);
-    const char* x = static_cast<const char*>(p_.x) + row * p_.x_stride * size_of(p_.x_dtype);
+    const RowsOfX given(p_, 1);
+    const char* x = nullptr;
     if (row < p_.m) {
+      x = static_cast<const char*>(given.load(row, 0));
       if constexpr (Engine::kInt8) {
         x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, quantized.get());
         x = reinterpret_cast<const char*>(quantized.get());

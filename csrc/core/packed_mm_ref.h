@@ -4,7 +4,7 @@
 #pragma once
 #include "core/vec_ref.h"
 
-#include "core/packed_mm.h"
+#include "core/packed_mm_row.h"
 #include "core/parallel.h"
 #include "core/quantize_row.h"
 
@@ -19,8 +19,9 @@ void multiply_ref(const aoq::PackedMm& p) {
   const Scratch<RowScale> x_scale(p.m);
   auto rows = [&](int64_t begin, int64_t end) {
     const Scratch<int8_t> codes(p.k + kVec);
+    const RowsOfX given(p, 1);
     for (int64_t m = begin; m < end; ++m) {
-      const void* row = static_cast<const char*>(p.x) + m * p.x_stride * size_of(p.x_dtype);
+      const void* row = given.load(m, 0);
       x_scale.get()[m] = {1, 0};
       if (Format::kInt8)
         x_scale.get()[m] = quantize_row(row, p.x_dtype, p.k, p.x_asymmetric, aoq::Dtype::f32, codes.get());

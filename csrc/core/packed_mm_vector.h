@@ -14,7 +14,7 @@
 //   once, with tiles of kFusedTile rows, for each tile anew; blocks of x stay in L2, and tiles share the fetching of
 //   the next panel. Bound by reading w for one tile, then by the multiply. More rows: a chunk of k of a panel is
 //   decoded once, into L1, and multiplied with all tiles of up to kBlockRows rows. The block goes through k in pieces
-//   of x that stay in L2, with the sums of a run of panels. Bound by the multiply.
+//   of x that stay in L2, with the sums of a run of panels, while the next piece comes. Bound by the multiply.
 //     x as floats    scales go into the decoded weights: the sums of chunks simply add up
 //     x as int8      weights are the codes themselves, scales multiply the int32 sums of each group
 //
@@ -25,7 +25,7 @@
 //   whole sum), kTileRows, kFusedTile and kFusedRows (registers and the cost of decoding set them), and the functions
 //   used below.
 #pragma once
-#include "core/packed_mm.h"
+#include "core/packed_mm_row.h"
 #include "core/parallel.h"
 #include "core/prefetch.h"
 #include "core/quantize_row.h"
@@ -166,7 +166,8 @@ class VectorMm {
   static constexpr int64_t kAhead = 32;                        // units to prefetch ahead in the stream of codes
   static constexpr int64_t kBlockRows = 264;                   // of x, that share a decoded chunk
   static constexpr int64_t kRun = 8;                           // panels whose sums stay in L2: 264 KB
-  static constexpr int64_t kBlockX = 524288;                   // bytes of x that stay in L2
+  static constexpr int64_t kBlockX = 524288;                   // bytes of x that stay in L2: a fused block
+  static constexpr int64_t kPieceX = kBlockX / 2;              // or a piece, while the next one comes
   static constexpr int64_t kBlockTiles = 64 / Engine::kUnitK;  // fused, that one reading of w serves
 
  public:
@@ -180,6 +181,8 @@ class VectorMm {
         steps_(units_ * kSteps),
         fused_(p.m <= clamp(Engine::kFusedRows * clamp(p.group, 1, 128) / 128, kFusedTile, Engine::kFusedRows)),
         tiles_(aoq::ceil_div(p.m, fused_ ? kFusedTile : kTileRows)),
+        tile_rows_(p.m / tiles_),
+        more_rows_(p.m % tiles_),
         vectors_(aoq::ceil_div(p.n, kLanes)),
         panels_(aoq::ceil_div(vectors_, 2)),
         // Integer sums start at -kMid times the sum of x, as far as int32 goes; a zero point takes a multiplication.
@@ -192,10 +195,7 @@ class VectorMm {
   const RowScale* x_scale() const { return Engine::kInt8 ? x_scale_.get() : nullptr; }
 
   // Rows are shared out evenly: the first tiles have one more.
-  int64_t first_row(int64_t tile) const {
-    const int64_t more = p_.m % tiles_;
-    return p_.m / tiles_ * tile + (tile < more ? tile : more);
-  }
+  int64_t first_row(int64_t tile) const { return tile_rows_ * tile + (tile < more_rows_ ? tile : more_rows_); }
 
   void run() {
     auto pack = [&](int64_t begin, int64_t end) {
@@ -251,11 +251,14 @@ class VectorMm {
     const bool columns = by_panels(blocks);
     auto multiply = [&](int64_t begin, int64_t end) {
       const Scratch<float> memory(kChunk * kSteps * 2 * kLanes + rows * 2 * kLanes * (columns ? kRun : 1));
-      for (int64_t at = begin; at < end;) {
-        const int64_t most = columns ? kRun : 1, count = end - at < most ? end - at : most;
+      const int64_t runs = columns ? aoq::ceil_div(end - begin, kRun) : end - begin;
+      for (int64_t run = 0, at = begin; run < runs; ++run) {
+        const int64_t count = begin + (end - begin) * (run + 1) / runs - at;
         for (int64_t i = 0; i < (columns ? blocks : 1); ++i) {
           const int64_t index = columns ? i : at / panels_, panel = columns ? at : at % panels_;
-          block(panel, panel + count, tiles_ * index / blocks, tiles_ * (index + 1) / blocks, memory.get());
+          const int64_t next = columns ? (i + 1) % blocks : at + 1 < end ? (at + 1) / panels_ : index;
+          const Block rows{tiles_ * index / blocks, tiles_ * (index + 1) / blocks, tiles_ * next / blocks};
+          block(panel, panel + count, rows, memory.get());
         }
         at += count;
       }
@@ -267,18 +270,19 @@ class VectorMm {
   void pack_tile(int64_t first, int64_t last) const {
     const Scratch<int8_t> quantized(Engine::kInt8 ? units_ * Engine::kUnitK + 16 : 0);
     const Scratch<X> memory(4 * steps_);
+    const RowsOfX given(p_, 4);
     for (int64_t row = first; row < last; row += 4) {
       const int64_t count = last - row < 4 ? last - row : 4;
       const X* rows[4];
       for (int64_t i = 0; i < 4; ++i)
-        rows[i] = i < count ? words_of_row(row + i, quantized.get(), memory.get() + i * steps_) : rows[0];
+        rows[i] = i < count ? words_of_row(row + i, given.load(row + i, i), quantized.get(), memory.get() + i * steps_)
+                            : rows[0];
       store_columns<Engine>(rows, count, steps_, x_.get() + first * steps_ + (row - first), last - first);
     }
   }
 
   // A row of x as steps_ words, in `memory` unless x is made of them; with it the sums over groups.
-  const X* words_of_row(int64_t row, int8_t* codes, X* memory) const {
-    const void* x = static_cast<const char*>(p_.x) + row * p_.x_stride * size_of(p_.x_dtype);
+  const X* words_of_row(int64_t row, const void* x, int8_t* codes, X* memory) const {
     float* sums = sums_.get() + row * groups_;
     if constexpr (Engine::kInt8) {
       x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, codes);
@@ -440,20 +444,35 @@ class VectorMm {
     }
   }
 
-  // Panels [begin, end) of out, rows of tiles [first, last). memory: a decoded chunk, then sums, [panel][row][vector].
-  void block(int64_t begin, int64_t end, int64_t first, int64_t last, float* memory) const {
-    const int64_t row_begin = first_row(first), rows = first_row(last) - row_begin;
+  // Tiles [first, last) of x; `next` is the first one of the block after it.
+  struct Block {
+    int64_t first, last, next;
+  };
+
+  // A piece of k of a block, in units; and which the piece after it is, of which the panel numbered `turn` of `turns`
+  // that pass by fetches its share.
+  struct Piece {
+    int64_t begin, end, next_tile, next_begin, turn, turns;
+  };
+
+  // Panels [begin, end) of out, rows of a block. memory: a decoded chunk, then sums, [panel][row][vector].
+  void block(int64_t begin, int64_t end, const Block& block, float* memory) const {
+    const int64_t row_begin = first_row(block.first), rows = first_row(block.last) - row_begin;
     float* const sums = memory + kChunk * kSteps * 2 * kLanes;
     const int64_t panel_sums = rows * 2 * kLanes;
     std::memset(sums, 0, static_cast<size_t>((end - begin) * panel_sums) * sizeof(float));
-    const int64_t fitting = kBlockX / (rows * kSteps * static_cast<int64_t>(sizeof(X))) / kChunk * kChunk;
-    const int64_t piece = fitting > kChunk ? fitting : kChunk;
+    const int64_t unit_x = rows * kSteps * static_cast<int64_t>(sizeof(X));
+    const int64_t fitting = kPieceX / unit_x / kChunk * kChunk;
+    const int64_t piece = units_ * unit_x <= kBlockX ? units_ : fitting > kChunk ? fitting : kChunk;
     for (int64_t unit = 0; unit < units_; unit += piece) {
-      const int64_t unit_end = unit + piece < units_ ? unit + piece : units_;
-      for (int64_t panel = begin; panel < end; ++panel) {
-        float* const at = sums + (panel - begin) * panel_sums;
-        2 * panel + 1 < vectors_ ? accumulate<2>(panel, first, last, unit, unit_end, memory, at)
-                                 : accumulate<1>(panel, first, last, unit, unit_end, memory, at);
+      const bool last = unit + piece >= units_;
+      Piece of_k{unit,       last ? units_ : unit + piece, last ? block.next : block.first, last ? 0 : unit + piece, 0,
+                 end - begin};
+      for (; of_k.turn < of_k.turns; ++of_k.turn) {
+        const int64_t panel = begin + of_k.turn;
+        float* const at = sums + of_k.turn * panel_sums;
+        2 * panel + 1 < vectors_ ? accumulate<2>(panel, block, of_k, memory, at)
+                                 : accumulate<1>(panel, block, of_k, memory, at);
       }
     }
     for (int64_t panel = begin; panel < end; ++panel)
@@ -468,10 +487,11 @@ class VectorMm {
       }
   }
 
-  // Adds units [begin, end) of k to the sums of a panel.
+  // Adds a piece of k to the sums of a panel.
   template <int kVectors>
-  void accumulate(int64_t panel, int64_t first, int64_t last, int64_t begin, int64_t end, float* weights,
-                  float* sums) const {
+  void accumulate(int64_t panel, const Block& block, const Piece& piece, float* weights, float* sums) const {
+    const int64_t first = block.first, last = block.last, begin = piece.begin, end = piece.end;
+    const bool moves = piece.next_tile != first || piece.next_begin != begin;
     int64_t group = begin * Engine::kUnitK / p_.group;
     for (int64_t unit = begin; unit < end;) {
       int64_t chunk_end = unit + kChunk < end ? unit + kChunk : end;
@@ -493,6 +513,7 @@ class VectorMm {
           prefetch_far(next + i);
           prefetch_far(next_vector + i);
         }
+        if (moves) fetch_x(piece, tile - first, unit - begin, chunk_end - unit);
         const X* x = x_.get() + row * steps_ + unit * kSteps * rows;
         float* tile_sums = sums + (row - at) * 2 * kLanes;
         const int64_t steps = (chunk_end - unit) * kSteps;
@@ -510,6 +531,17 @@ class VectorMm {
   }
 #undef AOQ_FOR_ROWS
 #undef AOQ_ROWS
+
+  // A share of what the next piece multiplies where this one multiplies `units` units from `offset` on.
+  void fetch_x(const Piece& piece, int64_t tile, int64_t offset, int64_t units) const {
+    if ((tile += piece.next_tile) >= tiles_) return;
+    const int64_t row = first_row(tile), rows = first_row(tile + 1) - row;
+    const char* x =
+        reinterpret_cast<const char*>(x_.get() + row * steps_ + (piece.next_begin + offset) * kSteps * rows);
+    const int64_t bytes = units * kSteps * rows * static_cast<int64_t>(sizeof(X));
+    for (int64_t i = bytes * piece.turn / piece.turns; i < bytes * (piece.turn + 1) / piece.turns; i += 64)
+      prefetch_far(x + i);
+  }
 
   template <int kVectors>
   void decode_chunk(int64_t panel, int64_t unit, int64_t chunk_end, float* weights) const {
@@ -582,7 +614,7 @@ class VectorMm {
   const PackedMm& p_;
   const int64_t units_, groups_, steps_;
   const bool fused_;
-  const int64_t tiles_, vectors_, panels_;
+  const int64_t tiles_, tile_rows_, more_rows_, vectors_, panels_;
   const bool starts_, shifted_;
   Scratch<X> x_;               // [tile][step][row]
   Scratch<float> sums_;        // [m][groups], where needed

@@ -34,11 +34,12 @@ struct QuantizeRows {
   void* residual_out;  // [m][k], x_dtype; written when there is a residual
 
   Codes codes;
-  bool asymmetric;    // int8 only
-  bool per_tensor;    // one scale for all rows; fp8 only
-  float lb, ub;       // of absmax; fp8 only
-  uint8_t* qdata;     // [m][k], or [m][k rounded up to 16] when permuted or padded
-  void* scale;        // [m], or [1] per tensor
+  bool asymmetric;  // int8 only
+  bool per_tensor;  // one scale for all rows; fp8 only
+  float lb, ub;     // of absmax; fp8 only
+  uint8_t*
+      qdata;    // [m][k], or [m][k rounded up to 16] when permuted or padded; null: only the tensor's scale, on the CPU
+  void* scale;  // [m], or [1] per tensor
   void* zero_point;   // [m]; written when asymmetric
   Dtype scale_dtype;  // of both
   bool permute;       // each 16 codes of a row in the order of quantized_k below, padded with zeros

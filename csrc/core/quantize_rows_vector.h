@@ -1,6 +1,6 @@
 // core/quantize_rows.h on vectors, row by row; the vec_*.h included before this file gives the vector types.
 #pragma once
-#include "core/fp8.h"
+#include "core/fp8_row.h"
 #include "core/packed.h"
 #include "core/parallel.h"
 #include "core/quantize_row.h"
@@ -122,20 +122,12 @@ template <class Format>
 struct Fp8Codes {
   static constexpr bool kPerTensor = true;
 
-  // scale: of the tensor, or null for the row's own.
   template <class Row>
   static RowScale quantize(const QuantizeRows& p, const Row& row, const float* tensor_scale, int8_t* codes) {
-    const float stored = tensor_scale ? *tensor_scale : scale(p, row_range(row, p.k));
-    const F32x16 divisor = splat(stored), least = splat(-Format::kMax), most = splat(Format::kMax);
-    for (int64_t i = 0; i < p.k; i += 16)
-      store16_i8(codes + i, fp8_code<Format>(min(max(row(i) / divisor, least), most)));
-    return {stored, 0};
+    auto store = [=](int64_t i, F32x16 value) { store16_i8(codes + i, fp8_code<Format>(value)); };
+    return {fp8_row<Format>(row, p.k, p.lb, p.ub, tensor_scale, store), 0};
   }
-  static float scale(const QuantizeRows& p, ValueRange range) {
-    if (!range.finite) return bits_to_float(0x7fc00000);
-    const float absmax = -range.low > range.high ? -range.low : range.high;
-    return fp8_scale<Format>(absmax, p.lb, p.ub);
-  }
+  static float scale(const QuantizeRows& p, ValueRange range) { return fp8_scale<Format>(range, p.lb, p.ub); }
   static float value(int8_t code) { return fp8_to_float<Format>(static_cast<uint8_t>(code)); }
 };
 
@@ -185,6 +177,7 @@ inline void quantize_rows(const QuantizeRows& p) {
       }
       tensor_scale = Codes::scale(p, all);
       store_float(p.scale, p.scale_dtype, 0, tensor_scale);
+      if (!p.qdata) return;
     }
   auto rows = [&](int64_t begin, int64_t end) {
     const Source source(p);

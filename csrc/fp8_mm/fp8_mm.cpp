@@ -2,9 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "core/vec_ref.h"
-
-#include "core/fp8_weight.h"
+#include "core/int8.h"
 #include "core/kernel.h"
 #include "core/packed_mm_entry.h"
 #include "core/parallel.h"
@@ -24,27 +22,20 @@ constexpr Kernel<QuantizeRowsKernel> kQuantizers[] = {
 #undef AOQ_KERNEL
 const bool kRegistered = register_op("fp8_mm", kKernels);
 
-// Codes as the bf16 values that they stand for.
-template <class Format>
-void widen(const uint8_t* codes, int64_t count, uint16_t* out) {
-  auto values = [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      out[i] = static_cast<uint16_t>(kFp8Table<Format>.bf16[codes[i] & 0x7f] | (codes[i] & 0x80) << 8);
-  };
-  parallel(count, 16384, values);
-}
-
-// What differs from fp8_weight_mm: x becomes its codes, rows of out get its scales.
+// What differs from fp8_weight_mm: x becomes what its codes stand for, which bf16 holds; rows of out get its scales.
 void multiply(PackedMm args, const XCodes& x_to) {
-  const Scratch<uint8_t> qdata(args.m * args.k);
-  const Scratch<uint16_t> values(args.m * args.k);
   const Scratch<float> scale(x_to.per_tensor ? 1 : args.m);
-  select(kQuantizers)(quantize_x(args, x_to, qdata.get(), scale.get(), nullptr));
-  x_to.codes == Codes::e5m2 ? widen<E5m2>(qdata.get(), args.m * args.k, values.get())
-                            : widen<E4m3>(qdata.get(), args.m * args.k, values.get());
-  args.x = values.get();
+  if (x_to.per_tensor) select(kQuantizers)(quantize_x(args, x_to, nullptr, scale.get(), nullptr));
+  const Fp8Rows rows{args.x,
+                     args.x_dtype,
+                     args.x_stride,
+                     x_to.codes == Codes::e5m2,
+                     x_to.lb,
+                     x_to.ub,
+                     x_to.per_tensor ? scale.get() : nullptr,
+                     scale.get()};
+  args.x_fp8 = &rows;
   args.x_dtype = Dtype::bf16;
-  args.x_stride = args.k;
   args.x_scale = scale.get();
   args.x_scale_stride = x_to.per_tensor ? 0 : 1;
   select(kKernels)(args);
