@@ -1,9 +1,7 @@
-"""libaoq_cuda without a GPU: it loads beside a torch without CUDA, registers its ops, and needs only the stable ABI."""
+"""libaoq_cuda without a GPU: it loads beside a torch without CUDA and registers its ops."""
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,17 +92,3 @@ def test_torch_without_cuda_does_not_load_it():
         pytest.skip("this torch has CUDA")
     done = run("import aoq, aoq._C as c; print(c.cuda_kernels('int4_pack', 90))", AOQ_LOAD_CUDA="")
     assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_open_symbols_are_of_the_stable_abi():
-    """Any other symbol of torch would tie the library to one version of it; CUDA's runtime is inside."""
-    nm = shutil.which("nm")
-    if nm is None:
-        pytest.skip("nm is not installed")
-    listed = subprocess.run([nm, "-DC", "--undefined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
-    names = [line.split(maxsplit=1)[1] for line in listed.splitlines()]
-    assert any(name.startswith("aoti_torch_") for name in names)
-    for name in names:
-        ours, stable = name.startswith("aoq::"), re.match(r"(aoti_torch|torch)_\w+$", name)
-        system = "@" in name or name.startswith(("_ITM_", "__gmon_start__", "__cxa_", "_Unwind_"))
-        assert ours or stable or system, name

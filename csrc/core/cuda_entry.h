@@ -34,7 +34,7 @@ class OnDevice {
     capability = 10 * major + minor;
     void* current = nullptr;
     if (!aoti_torch_get_current_cuda_stream) throw std::runtime_error(join("aoq::", op, ": torch has no CUDA"));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
     stream = static_cast<CudaStream>(current);
   }
 
