@@ -30,6 +30,7 @@ from aoq import (
     Int8WeightOnlyConfig,
     MappingType,
     PerRow,
+    cli,
     config_to_dict,
 )
 from aoq.checkpoint import stored_weights, weight_files
@@ -143,6 +144,23 @@ def test_installation() -> None:
         assert text in result.output
     module = subprocess.run([sys.executable, "-m", "aoq"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert module.stdout.split() == result.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("driver", "answer"),
+    [
+        ((12, 8), "no: aoq is built with nvcc 13.0.88, and the driver here is for CUDA 12.8"),
+        ((13, 0), "yes: H100, CUDA 12.8"),
+        ((14, 1), "yes: H100, CUDA 12.8"),
+    ],
+)
+def test_a_driver_older_than_our_cuda(driver: tuple[int, int], answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_C, "build_info", lambda: {"cuda": "nvcc 13.0.88 for sm80 sm89 sm90a"})
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    monkeypatch.setattr(cli, "_driver_cuda", lambda: driver)
+    assert cli._cuda() == answer
 
 
 def test_version() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import json
@@ -336,7 +337,17 @@ def _cuda() -> str:
         return f"no: torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
         return "no: torch finds no CUDA device"
+    nvcc, (major, minor) = built.split()[1], _driver_cuda()
+    if major < int(nvcc.split(".")[0]):  # torch may be content with less: aoq has a CUDA runtime of its own
+        return f"no: aoq is built with nvcc {nvcc}, and the driver here is for CUDA {major}.{minor}"
     return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _driver_cuda() -> tuple[int, int]:
+    """The newest CUDA that the driver is for."""
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value // 1000, version.value % 1000 // 10
 
 
 def _print_checkpoint(directory: Path) -> None:
