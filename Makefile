@@ -1,7 +1,7 @@
 # make demo   the main job on a real chat model: quantize, save, reload, answer; size, quality and speed beside bf16
 # make test   everything that a machine without a GPU can prove
 # make gpu    on a machine with one: its tests, figures of ops and of whole models
-# Also: build, wheel, lint, bench, bench-vllm, sanitize, test-integrations, clean. Each makes what it needs, from nothing.
+# Also: build, wheel, lint, bench, bench-vllm, sanitize, test-integrations, test-torch-2.10, clean. Each makes what it needs, from nothing.
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -76,6 +76,20 @@ build/env-%/.ready: tests/frameworks/%.txt build/wheel/.ready
 	touch $@
 
 $(foreach file,$(wildcard tests/frameworks/*.no-deps),$(eval build/env-$(basename $(notdir $(file)))/.ready: $(file)))
+
+# The wheel beside another torch than it was built with, and in another Python: make test-torch-2.10 TORCH_PYTHON=python3.10.
+# Several GB each: for x86, PyPI has builds for CUDA alone. libaoq_cuda loads there too.
+TORCH_PYTHON ?= $(PYTHON)
+torch_env = build/env-torch-$*-$(notdir $(TORCH_PYTHON))
+
+test-torch-%: build/wheel/.ready build/models/SmolLM2-135M-Instruct
+	PYTHON=$(TORCH_PYTHON) sh scripts/venv.sh $(torch_env)
+	$(torch_env)/bin/pip --disable-pip-version-check --quiet install "torch==$*.*" "$$(ls build/wheel/*.whl)[test]"
+	$(torch_env)/bin/pip --disable-pip-version-check --quiet install --force-reinstall --no-deps build/wheel/*.whl
+	$(torch_env)/bin/python -m aoq
+	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/$(torch_env)/bin:$$PATH" \
+	  python -m pytest -q -p no:cacheprovider tests/ops tests/tensors tests/integrations tests/test_*.py
+	$(torch_env)/bin/python examples/demo.py --quick
 
 build/wheel/.ready: build/.installed
 	rm -rf build/wheel
