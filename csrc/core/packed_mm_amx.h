@@ -9,8 +9,9 @@
 //   x tile 5   sum 2       sum 3
 //
 //   While the tile unit multiplies a chunk, the vector unit decodes the next chunk and scales the sums before into the
-//   fp32 panel of out: neither waits for the other. Groups that are not whole tiles of k end in zeros of x. Bound by
-//   the tile unit for many rows of x, by reading w for few.
+//   fp32 panel of out: neither waits for the other. Groups that are not whole tiles of k end in zeros of x. Where a
+//   block of x is larger than its share of L2, a run of panels goes through k in pieces of it. Bound by the tile unit
+//   for many rows of x, by reading w for few.
 //
 // Engine: kTileK (columns of a tile of x: 32 bf16 or 64 int8), kUnitK, kMid, kOffset, kInt8, and the functions used
 // below.
@@ -22,10 +23,12 @@
 
 namespace {
 
-constexpr int64_t kTile = 1024;      // bytes
-constexpr int64_t kTileRows = 16;    // of x
-constexpr int64_t kChunkSteps = 4;   // tiles of k in a chunk
-constexpr int64_t kBlockTiles = 16;  // 256 rows of x stay in L2 while panels pass by
+constexpr int64_t kTile = 1024;       // bytes
+constexpr int64_t kTileRows = 16;     // of x
+constexpr int64_t kChunkSteps = 4;    // tiles of k in a chunk
+constexpr int64_t kBlockTiles = 16;   // 256 rows of x stay in L2 while panels pass by
+constexpr int64_t kBlockX = 1 << 20;  // bytes of x that do
+constexpr int64_t kRun = 8;           // panels whose sums do too, 256 KB, where they take x piece by piece
 
 template <class Engine>
 class AmxMm {
@@ -54,14 +57,21 @@ class AmxMm {
     parallel(row_tiles_ * kTileRows, at_least_one(65536 / p_.k), pack);
     const int64_t panels = aoq::ceil_div(vectors_, 2), blocks = aoq::ceil_div(row_tiles_, kBlockTiles);
     const int64_t rows = row_tiles_ < kBlockTiles ? row_tiles_ : kBlockTiles;
+    const int64_t piece = kBlockX / (rows * kTile), run = groups_ * group_steps_ > piece ? kRun : 1;
     auto tasks = [&](int64_t begin, int64_t end) {
       const Tiles tiles(p_.m);
-      Scratch<uint8_t> weights(2 * kChunkSteps * 2 * kTile);
-      Scratch<float> sums(rows * 2 * 256), products(2 * 4 * 256);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t panel = task % panels, tile = task / panels * kBlockTiles;
-        const Buffers buffers{weights.get(), sums.get(), products.get()};
-        2 * panel + 1 < vectors_ ? multiply_panel<2>(panel, tile, buffers) : multiply_panel<1>(panel, tile, buffers);
+      const Scratch<uint8_t> weights(2 * kChunkSteps * 2 * kTile);
+      const Scratch<float> sums(run * rows * 2 * 256), products(2 * 4 * 256);
+      for (int64_t task = begin, count; task < end; task += count) {
+        const int64_t first = task % panels, tile = task / panels * kBlockTiles;
+        count = run < end - task ? run : end - task;
+        count = count < panels - first ? count : panels - first;
+        for (Chunk from = chunk_at(0, 0), to = from; from.group < groups_; from = to)
+          for (int64_t i = 0; i < count; ++i) {
+            const Buffers buffers{weights.get(), sums.get() + i * rows * 2 * 256, products.get()};
+            const Pass pass{first + i, tile, from, position(from) + piece};
+            to = 2 * pass.panel + 1 < vectors_ ? multiply<2>(pass, buffers) : multiply<1>(pass, buffers);
+          }
       }
     };
     // Below about 5 us of work a second thread costs more than it brings.
@@ -92,6 +102,15 @@ class AmxMm {
     const Chunk next = chunk_at(chunk.group, chunk.step + chunk.steps);
     return next.steps > 0 ? next : chunk_at(chunk.group + 1, 0);
   }
+
+  int64_t position(const Chunk& chunk) const { return chunk.group * group_steps_ + chunk.step; }
+
+  // A piece of k of a panel: the chunks from `begin` on that start before position `end`.
+  struct Pass {
+    int64_t panel, tile;
+    Chunk begin;
+    int64_t end;
+  };
 
   // Products of up to 32 rows of x with a chunk, not yet scaled.
   struct Pending {
@@ -145,19 +164,23 @@ class AmxMm {
     }
   }
 
+  // Returns the first chunk of the next piece; after the last one out is stored.
   template <int kVectors>
-  void multiply_panel(int64_t panel, int64_t tile_begin, const Buffers& buffers) const {
+  Chunk multiply(const Pass& pass, const Buffers& buffers) const {
+    const int64_t panel = pass.panel, tile_begin = pass.tile;
     const int64_t tile_end = tile_begin + kBlockTiles < row_tiles_ ? tile_begin + kBlockTiles : row_tiles_;
-    std::memset(buffers.sums, 0, static_cast<size_t>((tile_end - tile_begin) * 2 * 256) * sizeof(float));
+    Chunk chunk = pass.begin;
+    if (position(chunk) == 0)
+      std::memset(buffers.sums, 0, static_cast<size_t>((tile_end - tile_begin) * 2 * 256) * sizeof(float));
     uint8_t* weights = buffers.weights;
     uint8_t* next_weights = weights + kChunkSteps * 2 * kTile;
     float* products = buffers.products;
     Pending pending;
-    Chunk chunk = chunk_at(0, 0);
+    auto in_piece = [&](const Chunk& chunk) { return chunk.group < groups_ && position(chunk) < pass.end; };
     for (int64_t step = 0; step < chunk.steps; ++step) decode<kVectors>(panel, chunk, step, weights);
-    while (chunk.group < groups_) {
+    while (in_piece(chunk)) {
       const Chunk next = after(chunk);
-      int64_t decoded = next.group < groups_ ? 0 : next.steps;
+      int64_t decoded = in_piece(next) ? 0 : next.steps;
       for (int64_t tile = tile_begin; tile < tile_end; tile += 2) {
         const bool two = tile + 1 < tile_end;
         const uint8_t* x = x_.get() + tile * row_tile_bytes_ + (chunk.group * group_steps_ + chunk.step) * kTile;
@@ -181,6 +204,7 @@ class AmxMm {
       next_weights = done;
     }
     scale<kVectors>(panel, pending);
+    if (chunk.group < groups_) return chunk;
     for (int v = 0; v < kVectors; ++v) {
       const OutColumns<Avx512> out(p_, Engine::kInt8 ? x_scale_.get() : nullptr, 2 * panel + v);
       for (int64_t row = tile_begin * kTileRows; row < tile_end * kTileRows && row < p_.m; ++row) {
@@ -188,6 +212,7 @@ class AmxMm {
         out.store(row, _mm512_load_ps(tile + row % kTileRows * 16));
       }
     }
+    return chunk;
   }
 
   template <int kRowTiles, int kVectors>

@@ -177,6 +177,12 @@ class PackedMmTests:
             weight, x = self.weight(40, 16_500, group, variant), torch.randn(136, 16_500).bfloat16()
             check(weight(x), x, weight)
 
+    def test_blocks_and_runs_of_panels_in_pieces(self, isa):
+        if isa == "ref":
+            pytest.skip("the reference kernel has no pieces")
+        weight, x = self.sample(296, 4_200, 96), torch.randn(272, 4_200).bfloat16()
+        check(weight(x), x, weight)
+
     def test_scale_and_bias_of_any_dtype(self, isa, variant):
         for scale_dtype in DTYPES:
             weight = self.weight(35, 72, 24, variant, scale_dtype=scale_dtype)
