@@ -33,8 +33,11 @@ file(GLOB AOQ_CUTLASS_SOURCES CONFIGURE_DEPENDS csrc/*/*_cutlass_*.cu)
 if(NOT CUTLASS_INCLUDE_DIRS)
   list(REMOVE_ITEM AOQ_CUDA_SOURCES ${AOQ_CUTLASS_SOURCES})
 endif()
-# GDC: griddepcontrol, so that a kernel starts while the one before it ends.
-set_property(SOURCE ${AOQ_CUTLASS_SOURCES} APPEND PROPERTY COMPILE_DEFINITIONS CUTLASS_ENABLE_GDC_FOR_SM90)
+# GDC: griddepcontrol, so that a kernel starts while the one before it ends. Before stream-K comes a memset, and CUTLASS
+# 4.2 has a scheduler for it that does not compile with GDC.
+set(programmatic ${AOQ_CUTLASS_SOURCES})
+list(FILTER programmatic EXCLUDE REGEX "_stream_k_")
+set_property(SOURCE ${programmatic} APPEND PROPERTY COMPILE_DEFINITIONS CUTLASS_ENABLE_GDC_FOR_SM90)
 
 add_library(aoq_cuda SHARED ${AOQ_CUDA_SOURCES})
 aoq_use_torch(aoq_cuda)

@@ -25,6 +25,8 @@ struct DenseMm {
   void* out;  // [m][n]
   Dtype out_dtype;
 
+  void* workspace;  // dense::workspace_bytes of the kernel's tile
+
   int multiprocessors;  // of the device
 };
 

@@ -33,13 +33,12 @@ struct DenseKernels {
 
   bool takes(int config, const dense::Problem& problem) const { return dense::takes(tiles[config], problem); }
 
-  // config: -1 for the cost model's choice.
-  const CudaKernel<DenseMmKernel>& choose(int config, const dense::Problem& problem, const dense::Device& device,
-                                          const char* op) const {
+  // A kernel's place; config: -1 for the cost model's choice.
+  int choose(int config, const dense::Problem& problem, const dense::Device& device, const char* op) const {
     const int index = config < 0 ? dense::choose(tiles, count, problem, device, [](int) { return true; }) : config;
     check_value(index >= 0 && takes(index, problem), op, config < 0 ? "x_dtype" : "config",
                 index < 0 ? "no kernel" : kernels[index]->name, " does not take these operands");
-    return *kernels[index];
+    return index;
   }
 };
 
@@ -97,9 +96,12 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
     mm.out_dtype = args.out_dtype;
     mm.multiprocessors = device.multiprocessors;
     auto multiply = [&](int one) {
-      const auto& kernel = here.choose(one, problem, device, op);
-      last_kernel.store(kernel.name, std::memory_order_relaxed);
-      kernel.run(mm, on.stream);
+      const int index = here.choose(one, problem, device, op);
+      const int64_t bytes = dense::workspace_bytes(here.tiles[index], mm.m, mm.n, mm.multiprocessors);
+      const Tensor workspace = torch::stable::new_empty(t.x, {bytes}, ScalarType::Char);
+      mm.workspace = workspace.mutable_data_ptr();
+      last_kernel.store(here.kernels[index]->name, std::memory_order_relaxed);
+      here.kernels[index]->run(mm, on.stream);
       on.check_launch();
     };
     run_config(

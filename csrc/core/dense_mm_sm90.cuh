@@ -15,6 +15,7 @@
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 
 #include "core/dense_mm.h"
+#include "core/dense_mm_tiles.h"
 #include "core/pdl.h"
 #if defined(__CUDACC__)  // what launches; tests look at the rest on the host
 #include <cutlass/gemm/device/gemm_universal_adapter.h>
@@ -153,7 +154,7 @@ using Epilogue = cute::conditional_t<kCooperative, cutlass::epilogue::TmaWarpSpe
                                      cutlass::epilogue::TmaWarpSpecialized>;
 }  // namespace schedule
 
-template <class Code_, int kTokens_, int kRows_>
+template <class Code_, int kTokens_, int kRows_, bool kPairs, bool kStreamK = false>
 struct Dense90 {
   using Code = Code_;
   static constexpr int kTokens = kTokens_, kRows = kRows_, kDepth = 128;
@@ -164,8 +165,9 @@ struct Dense90 {
   static constexpr bool kInt8 = cute::is_same_v<Code, int8_t>;
   using Tile =
       cute::Shape<cute::Int<kSwapped ? kRows : kTokens>, cute::Int<kSwapped ? kTokens : kRows>, cute::Int<kDepth>>;
-  // Two blocks side by side read the same rows of w once.
-  using Cluster = cute::Shape<cute::Int<(kTokens >= 128 ? 2 : 1)>, cute::_1, cute::_1>;
+  static constexpr dense::Tile kTile{Sm::sm90a, kTokens, kRows, kPairs, kStreamK, false, false};
+  using Cluster =
+      cute::Shape<cute::Int<(kPairs && !kSwapped ? 2 : 1)>, cute::Int<(kPairs && kSwapped ? 2 : 1)>, cute::_1>;
   using Sum = cute::conditional_t<kInt8, int32_t, float>;
   using OutLayout = cute::conditional_t<kSwapped, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
 
@@ -179,8 +181,9 @@ struct Dense90 {
       cutlass::layout::ColumnMajor, 16, Sum, Tile, Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>,
       schedule::Mainloop<kInt8, kCooperative>>::CollectiveOp;
-  using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue,
-                                                      cutlass::gemm::PersistentScheduler>;
+  using Kernel = cutlass::gemm::kernel::GemmUniversal<
+      cute::Shape<int, int, int, int>, Mainloop, Epilogue,
+      cute::conditional_t<kStreamK, cutlass::gemm::StreamKScheduler, cutlass::gemm::PersistentScheduler>>;
   using Arguments = typename Kernel::Arguments;
 
   static Arguments arguments(const DenseMm& p) {
@@ -196,19 +199,25 @@ struct Dense90 {
                    {kSwapped ? w : x, pitch, kSwapped ? x : w, pitch},
                    {p, nullptr, out_pitch, out, out_pitch}};
     args.hw_info.sm_count = p.multiprocessors;
-    args.scheduler.max_swizzle_size = 8;  // tiles that are at work at once are near each other, so that L2 serves them
+    args.scheduler.max_swizzle_size = dense::band_of(kTile, p.m, p.n, p.multiprocessors);
+    if constexpr (kStreamK) {
+      using Params = typename Kernel::TileScheduler::Params;
+      args.scheduler.decomposition_mode = Params::DecompositionMode::StreamK;
+      args.scheduler.reduction_mode = Params::ReductionMode::Deterministic;
+    }
     return args;
   }
 };
 
 #if defined(__CUDACC__)
-template <class Code, int kTokens, int kRows>
+template <class Code, int kTokens, int kRows, bool kPairs, bool kStreamK = false>
 void run_dense_sm90(const DenseMm& p, CudaStream stream) {
-  using Config = Dense90<Code, kTokens, kRows>;
+  using Config = Dense90<Code, kTokens, kRows, kPairs, kStreamK>;
   cutlass::gemm::device::GemmUniversalAdapter<typename Config::Kernel> gemm;
-  auto status = gemm.initialize(Config::arguments(p), nullptr, stream);
-  // Programmatic launch: the kernel waits by itself for the one that quantizes x.
-  if (status == cutlass::Status::kSuccess) status = gemm.run(stream, nullptr, pdl());
+  auto status = gemm.initialize(Config::arguments(p), p.workspace, stream);
+  // Programmatic launch: the kernel waits by itself for the one that quantizes x. With stream-K what is before it
+  // clears its barriers, and is no kernel.
+  if (status == cutlass::Status::kSuccess) status = gemm.run(stream, nullptr, !kStreamK && pdl());
   if (status != cutlass::Status::kSuccess)
     throw std::runtime_error(std::string("aoq: CUTLASS: ") + cutlass::cutlassGetStatusString(status));
 }

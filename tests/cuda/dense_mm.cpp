@@ -1,7 +1,10 @@
 // The kernels of int8_mm and fp8_mm on the host: what CUTLASS says of each instance, and the epilogues themselves,
 // thread by thread, on products that tell where they are from.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
+#include <utility>
 #include <vector>
 
 #if defined(AOQ_SM90)
@@ -136,6 +139,117 @@ void check_epilogue(const Operands& o) {
     if (times != 1) fail("a value is given %d times", times);
 }
 
+// What a block does in turn: columns [k, k + count) of a tile, in steps of 128.
+struct Part {
+  int i, j;
+  uint32_t k, count;
+};
+
+// The parts of each block, by the scheduler's own code.
+template <class Config>
+std::vector<std::vector<Part>> walk(const typename Config::Arguments& args) {
+  using Scheduler = typename Config::Kernel::TileScheduler;
+  using cute::size;
+  typename Config::Tile tile;
+  typename Config::Cluster cluster;
+  const auto grid = [&](const auto& params) {
+    const auto shape =
+        Scheduler::get_grid_shape(params, args.problem_shape, tile, cluster, args.hw_info, args.scheduler);
+    return shape.x * shape.y * shape.z;
+  };
+  std::vector<std::vector<Part>> blocks;
+  if constexpr (Config::kTile.stream_k) {
+    const auto params =
+        Scheduler::to_underlying_arguments(args.problem_shape, tile, cluster, args.hw_info, args.scheduler, nullptr);
+    blocks.resize(grid(params));
+    for (uint64_t block = 0; block < blocks.size(); ++block) {
+      uint32_t start = 0;
+      for (uint64_t at = block;; at += blocks.size()) {
+        auto work = Scheduler::get_current_work_for_linear_idx(start, at, {}, params);
+        if (!work.is_valid()) break;
+        do {
+          blocks[block].push_back({work.M_idx, work.N_idx, uint32_t(work.K_idx), work.k_tile_count});
+          // The workspace has room for the sums of the first tiles.
+          if (Scheduler::requires_fixup(params, work) && Scheduler::output_tile_index(params, work) >= params.sk_tiles_)
+            fail("the workspace has no room for a tile's sums");
+        } while (Scheduler::continue_current_work_for_linear_idx(at, start, {}, work, params));
+      }
+    }
+  } else {
+    const auto params =
+        Scheduler::to_underlying_arguments(args.problem_shape, tile, cluster, args.hw_info, args.scheduler);
+    constexpr int side_i = size<0>(cluster), side_j = size<1>(cluster);
+    const bool along_j = params.raster_order_ == Scheduler::RasterOrder::AlongN;
+    blocks.resize(grid(params));
+    for (uint64_t at = 0; at < params.blocks_per_problem_; ++at) {
+      const int i = along_j ? at % side_i : at / side_j % side_i, j = along_j ? at / side_i % side_j : at % side_j;
+      const auto [tile_i, tile_j] = Scheduler::get_work_idx_m_and_n(
+          params.divmod_cluster_shape_minor_.divide(at), params.divmod_cluster_shape_major_,
+          params.divmod_cluster_shape_minor_, params.divmod_cluster_blk_major_, params.log_swizzle_size_,
+          params.raster_order_, i, j);
+      blocks[at % blocks.size()].push_back(
+          {tile_i, tile_j, 0, uint32_t(aoq::ceil_div(cute::get<2>(args.problem_shape), 128))});
+    }
+  }
+  return blocks;
+}
+
+// Each step of each tile is made once, in turns as the plan counts them, and no block waits for one that waits for it.
+template <class Config>
+void check_schedule(const char* name) {
+  using cute::get, cute::size;
+  constexpr int kSms = 132;
+  constexpr int side = size(typename Config::Cluster{});
+  if ((side == 2) != Config::kTile.pairs) fail("%s: is a pair, or is not", name);
+  constexpr int shapes[][3] = {{1, 8192, 64},      {17, 4096, 14336}, {96, 6144, 4096},   {256, 8192, 28672},
+                               {320, 6144, 4160},  {700, 28672, 512}, {1024, 8192, 2048}, {1500, 4096, 1040},
+                               {8192, 4096, 1024}, {5000, 264, 4096}, {512, 4096, 14336}};
+  for (const auto& [m, n, k] : shapes) {
+    DenseMm p{};
+    p.m = m, p.n = n, p.k = k, p.multiprocessors = kSms;
+    const auto args = Config::arguments(p);
+    const int64_t room = aoq::dense::workspace_bytes(Config::kTile, m, n, kSms);
+    const int64_t needed = Config::Kernel::get_workspace_size(args);
+    if (needed > room || (!Config::kTile.stream_k && needed)) fail("%s: %d bytes of workspace", name, int(needed));
+    const auto blocks = walk<Config>(args);
+    if (blocks.size() > kSms || blocks.size() % side) fail("%s: %d blocks", name, int(blocks.size()));
+    const int steps = aoq::ceil_div(k, 128);
+    const int tiles_i = aoq::ceil_div(get<0>(args.problem_shape), int(size<0>(typename Config::Tile{})));
+    const int tiles_j = aoq::ceil_div(get<1>(args.problem_shape), int(size<1>(typename Config::Tile{})));
+    std::vector<int> seen(tiles_i * tiles_j * steps);
+    uint64_t most = 0;
+    for (const auto& parts : blocks) {
+      uint64_t made = 0;
+      for (const Part& part : parts) {
+        made += part.count;
+        if (part.i < tiles_i && part.j < tiles_j)
+          for (uint32_t step = part.k; step < part.k + part.count; ++step)
+            ++seen[(part.i * tiles_j + part.j) * steps + step];
+      }
+      most = std::max(most, made);
+    }
+    for (const int times : seen)
+      if (times != 1) fail("%s: %d x %d x %d: a step is made %d times", name, m, n, k, times);
+    const int64_t tiles = aoq::dense::blocks_of(Config::kTile, m, n);
+    if (int64_t(most) > aoq::ceil_div(tiles, kSms) * steps)
+      fail("%s: %d x %d x %d: a block makes %d steps of %d tiles", name, m, n, k, int(most), int(tiles));
+    // A split that is not a tile's first adds to the sums of those before it, and waits for them.
+    std::map<std::pair<int, int>, uint32_t> done;
+    std::vector<size_t> next(blocks.size());
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (size_t block = 0; block < blocks.size(); ++block)
+        for (; next[block] < blocks[block].size(); ++next[block], moved = true) {
+          const Part& part = blocks[block][next[block]];
+          if (done[{part.i, part.j}] != part.k) break;
+          done[{part.i, part.j}] += part.count;
+        }
+    }
+    for (size_t block = 0; block < blocks.size(); ++block)
+      if (next[block] < blocks[block].size()) fail("%s: %d x %d x %d: blocks wait for each other", name, m, n, k);
+  }
+}
+
 template <class Config>
 void check_instance(const char* name) {
   const Operands ragged(150, 264, 4096, Dtype::bf16, false, false), odd(150, 260, 4096, Dtype::bf16, false, false);
@@ -143,7 +257,6 @@ void check_instance(const char* name) {
   const auto args = Config::arguments(ragged.p);
   if (!Kernel::can_implement(args)) fail("%s: not what TMA takes", name);
   if (Kernel::can_implement(Config::arguments(odd.p))) fail("%s: rows of out that TMA does not take", name);
-  if (Kernel::get_workspace_size(args)) fail("%s: needs workspace", name);
   if (sizeof(typename Kernel::SharedStorage) > 227 * 1024) fail("%s: too much shared memory", name);
   constexpr int stages = Config::Mainloop::DispatchPolicy::Stages;
   if (stages < 4) fail("%s: %d stages", name, stages);
@@ -157,22 +270,27 @@ void check_instance(const char* name) {
   for (const Dtype dtype : {Dtype::bf16, Dtype::f16})
     for (const int asymmetric : {0, 1})
       check_epilogue<Config>(Operands(70, 264, 64, dtype, asymmetric, !asymmetric || dtype == Dtype::f16));
+  check_schedule<Config>(name);
   std::printf("%s: %d stages, %zu bytes of shared memory\n", name, stages, sizeof(typename Kernel::SharedStorage));
 }
 
 int main() {
   using cutlass::float_e4m3_t;
-#define AOQ_INSTANCE(code, tokens, rows) check_instance<aoq::Dense90<code, tokens, rows>>(#code " " #tokens "x" #rows)
-  AOQ_INSTANCE(int8_t, 128, 256);
-  AOQ_INSTANCE(int8_t, 128, 128);
-  AOQ_INSTANCE(int8_t, 64, 128);
-  AOQ_INSTANCE(int8_t, 64, 64);
-  AOQ_INSTANCE(int8_t, 16, 64);
-  AOQ_INSTANCE(float_e4m3_t, 128, 256);
-  AOQ_INSTANCE(float_e4m3_t, 128, 128);
-  AOQ_INSTANCE(float_e4m3_t, 64, 128);
-  AOQ_INSTANCE(float_e4m3_t, 64, 64);
-  AOQ_INSTANCE(float_e4m3_t, 16, 64);
+#define AOQ_INSTANCE(code, tokens, rows, pairs, stream_k)                                                  \
+  check_instance<aoq::Dense90<code, tokens, rows, pairs, stream_k>>(#code " " #tokens "x" #rows " " #pairs \
+                                                                          " " #stream_k)
+#define AOQ_INSTANCES(code)                  \
+  AOQ_INSTANCE(code, 128, 256, true, false); \
+  AOQ_INSTANCE(code, 128, 256, true, true);  \
+  AOQ_INSTANCE(code, 128, 192, true, false); \
+  AOQ_INSTANCE(code, 64, 256, true, false);  \
+  AOQ_INSTANCE(code, 64, 192, true, false);  \
+  AOQ_INSTANCE(code, 64, 128, true, false);  \
+  AOQ_INSTANCE(code, 32, 128, true, false);  \
+  AOQ_INSTANCE(code, 32, 64, true, false);   \
+  AOQ_INSTANCE(code, 16, 64, false, false)
+  AOQ_INSTANCES(int8_t);
+  AOQ_INSTANCES(float_e4m3_t);
   std::printf("%d values agree\n", checked);
 }
 

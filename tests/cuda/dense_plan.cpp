@@ -24,7 +24,21 @@ constexpr Named kFp8[] = {
 
 constexpr Tile kTile = aoq::dense::tile_of(Sm::sm89, "fp8_mm_cutlass_64x128_e4m3_e5m2_sm89");
 static_assert(kTile.tokens == 64 && kTile.rows == 128 && !kTile.x_e5m2 && kTile.w_e5m2);
-static_assert(!aoq::dense::tile_of(Sm::sm90a, "int8_mm_cutlass_16x64_sm90a").w_e5m2);
+constexpr Tile kPair = aoq::dense::tile_of(Sm::sm90a, "int8_mm_cutlass_64x128_pairs_sm90a");
+static_assert(kPair.tokens == 64 && kPair.rows == 128 && kPair.pairs && !kPair.stream_k && !kPair.x_e5m2);
+constexpr Tile kStream = aoq::dense::tile_of(Sm::sm90a, "fp8_mm_cutlass_128x256_pairs_stream_k_sm90a");
+static_assert(kStream.tokens == 128 && kStream.rows == 256 && kStream.pairs && kStream.stream_k && !kStream.w_e5m2);
+static_assert(!kTile.pairs && !aoq::dense::tile_of(Sm::sm90a, "int8_mm_cutlass_16x64_sm90a").w_e5m2);
+
+// Eight tiles of tokens by 32 of rows: whole bands of pairs would double them.
+using aoq::dense::band_of, aoq::dense::blocks_of;
+constexpr Tile kLarge = aoq::dense::tile_of(Sm::sm90a, "int8_mm_cutlass_128x256_pairs_sm90a");
+static_assert(blocks_of(kLarge, 1024, 8192) == 256 && blocks_of(kLarge, 1024, 8192, 8) == 512);
+static_assert(band_of(kLarge, 1024, 8192, 132) == 4 && band_of(kLarge, 8192, 8192, 132) == 8);
+static_assert(blocks_of(kLarge, 1, 256) == 2 && band_of(kLarge, 256, 8192, 132) == 1);
+// 32 tiles by 31 are eight turns, and so are 32 by 32: one more column of tiles costs nothing, unless all are shared
+// out.
+static_assert(band_of(kLarge, 4096, 31 * 256, 132) == 8 && band_of(kStream, 4096, 31 * 256, 132) == 1);
 
 // m n k capability multiprocessors bytes_per_ns f32_out x_e5m2 w_e5m2 op -> the kernel's name, for each line.
 int main() {

@@ -34,31 +34,36 @@ def host_program(cute_flags, tmp_path_factory):
 
 
 def instances(op, architecture):
-    """(codes of x, codes of w, tokens, rows) of each of the op's kernels."""
+    """(codes of x, codes of w, tokens, rows, "true" or "false" for pairs and stream-K, file) of the op's kernels."""
     files = sorted((ROOT / "csrc" / op).glob(f"{op}_cutlass_*_{architecture}.cu"))
     assert files
     for file in files:
-        tokens, rows, *codes = re.fullmatch(rf"{op}_cutlass_(\d+)x(\d+)(?:_(e\dm\d)_(e\dm\d))?_\w+", file.stem).groups()
+        pattern = rf"{op}_cutlass_(\d+)x(\d+)(_pairs)?(_stream_k)?(?:_(e\dm\d)_(e\dm\d))?_sm\w+"
+        tokens, rows, pairs, stream_k, *codes = re.fullmatch(pattern, file.stem).groups()
         x, w = ("int8_t", "int8_t") if op == "int8_mm" else (f"float_{each or 'e4m3'}_t" for each in codes)
-        yield x, w, tokens, rows, file
+        yield x, w, tokens, rows, *("true" if part else "false" for part in (pairs, stream_k)), file
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_file_is_named_after_its_tile(op):
-    for x, w, tokens, rows, file in (*instances(op, "sm90a"), *instances(op, {"int8_mm": "sm80"}.get(op, "sm89"))):
+    others = {"int8_mm": "sm80", "fp8_mm": "sm89"}[op]
+    for x, w, tokens, rows, pairs, stream_k, file in (*instances(op, "sm90a"), *instances(op, others)):
         found = re.search(r"run_dense_(sm\d+)<(.*)>\(p, stream\)", file.read_text())
         arguments = found[2].replace("cutlass::", "").split(", ")
-        assert arguments == ([x] if found[1] == "sm90" else [x, w]) + [tokens, rows]
+        hopper = [x, tokens, rows, pairs] + ([stream_k] if stream_k == "true" else [])
+        assert arguments == (hopper if found[1] == "sm90" else [x, w, tokens, rows])
         assert found[1] == ("sm90" if file.stem.endswith("sm90a") else "sm80")
 
 
 def test_hopper_kernels_on_the_host(host_program):
-    """Each instance fits, takes what the plan gives it and needs no workspace; its epilogue gives the right values.
+    """Each instance fits and takes what the plan gives it; its epilogue gives the right values.
 
-    The epilogue's own code runs, for all threads, on sums laid out as wgmma leaves them.
+    The epilogue's own code runs, for all threads, on sums laid out as wgmma leaves them. So does CUTLASS's scheduler,
+    for all blocks: each step along k of each tile is made once, in no more turns than the plan counts.
     """
     *printed, last = host_program("dense_mm", "-DAOQ_SM90")
-    wanted = {f"{x} {tokens}x{rows}" for op in OPS for x, _, tokens, rows, _ in instances(op, "sm90a")}
+    hopper = (one for op in OPS for one in instances(op, "sm90a"))
+    wanted = {f"{x} {tokens}x{rows} {pairs} {stream_k}" for x, _, tokens, rows, pairs, stream_k, _ in hopper}
     assert {line.split(":")[0] for line in printed} == wanted
     # 70 x 264 values of each instance, two dtypes, with and without a zero point
     assert last == f"{len(wanted) * 4 * 70 * 264} values agree"
@@ -68,7 +73,7 @@ def test_other_kernels_on_the_host(host_program):
     *printed, last = host_program("dense_mm")
     shapes = {line.split(":")[0] for line in printed}
     for op, architecture in (("int8_mm", "sm80"), ("fp8_mm", "sm89")):
-        for x, _, tokens, rows, _ in instances(op, architecture):
+        for x, _, tokens, rows, *_ in instances(op, architecture):
             assert any(one.startswith(x[:-6]) and one.endswith(f" {tokens}x{rows}") for one in shapes)
     assert last == f"{6 * 6 * 150 * (264 + 37 + 66)} values agree"
 
@@ -89,9 +94,13 @@ def chosen(host_program):
 
 
 def test_the_choice(chosen):
-    ladder = [(1, "16x64"), (16, "16x64"), (64, "64x64"), (256, "128x128"), (8192, "128x256")]
-    cases = [(op, m, 8192, 8192, H200) for op in OPS for m, _ in ladder]
-    assert chosen(cases) == [f"{op}_cutlass_{tile}_sm90a" for op in OPS for _, tile in ladder]
+    square, long_k = (8192, 8192), (4096, 14336)
+    ladder = [(1, *square, "16x64"), (16, *square, "16x64"), (64, *square, "32x128_pairs")]
+    ladder += [(128, *square, "64x192_pairs"), (8192, *square, "128x256_pairs")]
+    # Tiles for few multiprocessors more than one turn: k is shared out too, where it is long.
+    ladder += [(256, *long_k, "64x192_pairs"), (512, *long_k, "128x256_pairs_stream_k")]
+    cases = [(op, m, n, k, H200) for op in OPS for m, n, k, _ in ladder]
+    assert chosen(cases) == [f"{op}_cutlass_{tile}_sm90a" for op in OPS for *_, tile in ladder]
 
 
 def test_what_hopper_does_not_take_has_another_kernel(chosen):

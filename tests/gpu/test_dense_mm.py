@@ -125,6 +125,33 @@ def test_every_kernel_that_may_be_chosen(op):
                             run()
 
 
+@pytest.mark.parametrize("m, n, k", [(520, 4096, 7168), (40, 4096, 2048), (1100, 8200, 1040)])
+@pytest.mark.parametrize("op", ("int8_mm", "fp8_mm"))
+def test_every_kernel_gives_the_same_bits_every_time(op, m, n, k):
+    """Sizes that are several turns of the device, or less than one, and that stream-K splits; in a graph too."""
+    need(op)
+    x = randn(m, k, seed=m)
+    if op == "int8_mm":
+        packed, scale, w_sum = parts = int8_weight(n, k, "cuda", True)
+        call = lambda config: torch.ops.aoq.int8_mm(x, packed, scale, w_sum, None, n, config)  # noqa: E731
+    else:
+        packed, scale = parts = fp8_weight(n, k, "cuda", E4M3)
+        arguments = (x, packed, scale, None, n, E4M3, E4M3, "row", None, None)
+        call = lambda config: torch.ops.aoq.fp8_mm(*arguments, config)  # noqa: E731
+    for config, name in enumerate(_C.cuda_kernels(op, capability())):
+        if "e5m2" in name:
+            continue
+        (check_int8 if op == "int8_mm" else check_fp8)(x, parts, n, config=config)
+        assert _C.last_kernel() == name
+        first = call(config)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call(config)
+        for _ in range(3):
+            graph.replay()
+            assert torch.equal(captured, first) and torch.equal(call(config), first), name
+
+
 def test_rows_that_are_not_finite(sm):
     for op, weight in (("int8_mm", int8_weight), ("fp8_mm", fp8_weight)):
         if not _C.cuda_kernels(op, capability()):
