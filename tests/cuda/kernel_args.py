@@ -81,8 +81,9 @@ class QuantizeRows(Args):
 class PackedMm(Args):
     _fields_ = (
         *((name, I64) for name in ("m", "n", "k", "group")),
-        *(("x", POINTER), ("x_dtype", ctypes.c_int8), ("x_stride", I64), ("packed", POINTER), ("scale", POINTER)),
-        *(("zero_point", POINTER), ("scale_dtype", ctypes.c_int8), ("bias", POINTER), ("bias_dtype", ctypes.c_int8)),
+        *(("x", POINTER), ("x_dtype", ctypes.c_int8), ("x_stride", I64), ("x_fp8", POINTER), ("packed", POINTER)),
+        *(("scale", POINTER), ("zero_point", POINTER), ("scale_dtype", ctypes.c_int8)),
+        *(("bias", POINTER), ("bias_dtype", ctypes.c_int8)),
         *(("out", POINTER), ("out_dtype", ctypes.c_int8), ("x_asymmetric", ctypes.c_bool), ("w_sum", POINTER)),
         ("x_zero", POINTER),
         *(("w_e5m2", ctypes.c_bool), ("x_scale", POINTER), ("x_scale_stride", I64)),
