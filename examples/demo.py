@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from aoq import AoqConfig, Int4WeightOnlyConfig
+from aoq import AOBaseConfig, AoqConfig, FqnToConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig
 from aoq.evaluation import Quality, evaluate, evaluation_windows
 from aoq.integrations.transformers import load_model
 from get_model import MODELS, get_model
@@ -27,6 +28,13 @@ from get_model import MODELS, get_model
 QUESTION = "What is gravity?"
 CONFIGS = {
     "int4 g32": Int4WeightOnlyConfig(group_size=32),
+    "int4 g32, int8 head": FqnToConfig(  # the output layer, and the embedding that it is tied to
+        {
+            "_default": Int4WeightOnlyConfig(group_size=32),
+            "lm_head": Int8WeightOnlyConfig(),
+            "model.embed_tokens": Int8WeightOnlyConfig(),
+        }
+    ),
     "int4 g64 HQQ": Int4WeightOnlyConfig(group_size=64, use_hqq=True),
 }
 
@@ -46,6 +54,8 @@ def main(
 ) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # Its new name, cache, is not in older releases.
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     bf16 = get_model()
     reference, tokenizer = load_model(bf16)
     windows = evaluation_windows(tokenizer, count=2, length=256) if quick else evaluation_windows(tokenizer)
@@ -59,7 +69,7 @@ def main(
         console.print(f"{name}: {answer(model, tokenizer)}", highlight=False)
 
     table = Table(title=bf16.name, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("MB", "perplexity", "KL", "top-1", "prefill\ntokens/s", "decode\ntokens/s"):
         table.add_column(heading, justify="right")
     qualities = {name: evaluate(model, windows, reference) for name, model in models.items() if model is not reference}
@@ -71,18 +81,18 @@ def main(
     console.print(table)
     console.print(
         f"{windows.shape[0]} windows of {windows.shape[1]} tokens; {torch.get_num_threads()} threads. The embedding, "
-        f"which is also the output layer, stays bf16 ({reference.get_input_embeddings().weight.nbytes / 1e6:.0f} MB). "
+        f"which is also the output layer, stays bf16 ({reference.get_input_embeddings().weight.nbytes / 1e6:.0f} MB) "
+        "unless it says so. "
         "This model's weights were 4-bit in groups of 32 once, which flatters g32.",
         highlight=False,
     )
 
 
 def quantize_save_reload(
-    bf16: Path, tokenizer: PreTrainedTokenizerBase, name: str, config: Int4WeightOnlyConfig
+    bf16: Path, tokenizer: PreTrainedTokenizerBase, name: str, config: AOBaseConfig
 ) -> PreTrainedModel:
     """The model that a second program would load: quantized here, saved, and read back."""
-    hqq = "-hqq" if config.use_hqq else ""
-    directory = MODELS / f"{bf16.name}-int4-g{config.group_size}{hqq}"
+    directory = MODELS / f"{bf16.name} {name}".replace(",", "").replace(" ", "-")
     shutil.rmtree(directory, ignore_errors=True)
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(bf16, quantization_config=AoqConfig(config))
