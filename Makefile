@@ -131,9 +131,11 @@ bench: build/env-bench/.ready build/models/SmolLM2-135M-Instruct
 	  --plot docs/benchmarks/cpu.png $(if $(wildcard build/env-vllm/.ready),--python vllm=build/env-vllm)
 	$(bench) --model build/models/SmolLM2-135M-Instruct --random-model llama-3.2-1b --group-size 64 \
 	  --json docs/benchmarks/models.json --compile
-	$(bench) --only aoq --isa avx2 --isa avx512 --m 1,4,16,64,256 --json docs/benchmarks/isas.json
+	$(bench) --only aoq --isa avx2 --isa avxvnni --isa avx512 --m 1,4,16,64,256 --json docs/benchmarks/isas.json
 	$(bench) --only aoq --op int4_mm --op int8_int4_mm --contenders benchmarks/int4_variants.py --m 1,4,16,64,256 \
 	  --json docs/benchmarks/variants.json
+	$(bench) --only aoq --op int4_mm --op int8_int4_mm --op int8_mm --threads 1 --m 1,4,16,64,256 \
+	  --json docs/benchmarks/one_thread.json
 	build/env-bench/bin/python scripts/benchmark_tables.py
 
 # vLLM under aoq, its own int4, torchao and bf16, then docs/vllm.md's table: about an hour. BENCH_VLLM_ARGS="--only int4" is a part.

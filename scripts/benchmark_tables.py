@@ -36,6 +36,7 @@ KINDS = {
 FURTHER = {
     "isas": "aoq with the kernels of older machines",
     "variants": "int4 with and without zero points, and with ragged groups",
+    "one_thread": "One thread",
 }
 
 INTRODUCTION = """# Benchmarks
