@@ -17,11 +17,9 @@ struct E5m2 {
   static constexpr float kMax = 57344, kLeastNormal = 0x1p-14f;
 };
 
-// The code nearest to each value, half to even, as a signed byte; values lie within +-kMax.
-//
-// Normal values: float bits, rounded to kMantissa bits, less the difference of the biases. Subnormal ones: added to the
-// power of two whose last bit is worth one code, so that the sum's last bits are the code. Both are computed of values
-// clamped to their range, where each gives the other's share, 1 << kMantissa, exactly; so no lane needs to choose.
+// Values within +-kMax, rounded half to even to what fp8 holds. Normal ones: float bits, rounded to kMantissa bits.
+// Subnormal ones: added to the power of two whose last bit is worth one code. Both are computed of values clamped to
+// their range, where the other one gives kLeastNormal exactly; so no lane needs to choose.
 template <class Format>
 struct Fp8Rounded {
   static constexpr int kShift = 23 - Format::kMantissa;
@@ -38,6 +36,8 @@ struct Fp8Rounded {
   }
 };
 
+// The nearest code, as a signed byte: exponent and mantissa less the difference of the biases, and the last bits of the
+// subnormal sum, less the share of the one that is kLeastNormal, 1 << kMantissa.
 template <class Format>
 AOQ_DEVICE inline I32x16 fp8_code(F32x16 value) {
   const Fp8Rounded<Format> rounded(value);

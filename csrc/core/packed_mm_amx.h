@@ -52,7 +52,9 @@ class AmxMm {
 
   void run() {
     auto pack = [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) pack_row(row);
+      const Scratch<int8_t> quantized(Engine::kInt8 ? p_.k + 16 : 0);
+      const RowsOfX given(p_, 1);
+      for (int64_t row = begin; row < end; ++row) pack_row(row, given, quantized.get());
     };
     parallel(row_tiles_ * kTileRows, at_least_one(65536 / p_.k), pack);
     const int64_t panels = aoq::ceil_div(vectors_, 2), blocks = aoq::ceil_div(row_tiles_, kBlockTiles);
@@ -120,17 +122,15 @@ class AmxMm {
     bool first;
   };
 
-  void pack_row(int64_t row) const {
+  void pack_row(int64_t row, const RowsOfX& given, int8_t* codes) const {
     uint8_t* out = x_.get() + row / kTileRows * row_tile_bytes_ + row % kTileRows * 64;
-    const Scratch<int8_t> quantized(Engine::kInt8 ? p_.k + 16 : 0);
-    const RowsOfX given(p_, 1);
     const char* x = nullptr;
     if (row < p_.m) {
       x = static_cast<const char*>(given.load(row, 0));
       if constexpr (Engine::kInt8) {
-        x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, quantized.get());
-        x = reinterpret_cast<const char*>(quantized.get());
-        if (shifted_) sum_groups(p_, quantized.get(), x_sums_.get() + row * groups_);
+        x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, codes);
+        x = reinterpret_cast<const char*>(codes);
+        if (shifted_) sum_groups(p_, codes, x_sums_.get() + row * groups_);
       } else if (shifted_) {
         sum_groups<Avx512>(p_, x, x_sums_.get() + row * groups_);
       }
