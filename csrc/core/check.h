@@ -87,10 +87,12 @@ inline void check_shape(const Tensor& tensor, std::initializer_list<int64_t> wan
   check_value(ok, op, operand, "expected shape ", text, "], got ", shape(tensor));
 }
 
-// group: a multiple of 8 (a unit's columns), or at least k (one group).
-inline void check_group(int64_t group, int64_t k, const char* op) {
+// The group size that kernels see, at most k: `group` is a multiple of 8 (a unit's columns), or at least k (one group),
+// up to the largest integer that Python can pass.
+inline int64_t checked_group(int64_t group, int64_t k, const char* op) {
   check_value(group > 0 && (group % 8 == 0 || group >= k), op, "group_size",
               "expected a multiple of 8, or at least k = ", k, ", got ", group);
+  return group < k ? group : k;
 }
 
 }  // namespace aoq

@@ -108,7 +108,7 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
         {op, config, here.count, text_of(codes)}, args, t.x, on, [&](int one) { return here.takes(one, problem); },
         multiply);
   };
-  return packed_mm(op, t, n, 0, 0, [&] { return run; });
+  return packed_mm(op, t, n, {}, 0, [&] { return run; });
 }
 
 }  // namespace aoq

@@ -8,7 +8,8 @@ namespace {  // a copy in each file: ISA files are sealed
 constexpr int64_t kUnitN = 16;
 constexpr int64_t kUnitBytes = 64;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// a >= 0, b > 0; adding first would overflow for a group size near 2^63.
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 }  // namespace
 }  // namespace aoq

@@ -19,11 +19,11 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Calls `kernel()` for the kernel to run, unless x has no rows. `group` 0 means all of k; `unit_k` is a unit's columns,
+// Calls `kernel()` for the kernel to run, unless x has no rows. No `group`: a scale is for all of k; `unit_k` is a unit's columns,
 // `unit_bytes` its bytes; `unit_k` 0 means rows of bytes, as int8_pack makes them on CUDA.
 template <class Select>
-Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t group, int64_t unit_k, Select kernel,
-                 int64_t unit_bytes = kUnitBytes) {
+Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, std::optional<int64_t> group, int64_t unit_k,
+                 Select kernel, int64_t unit_bytes = kUnitBytes) {
   PackedMm args{};
   const Tensor& x = t.x;
   check_value(x.dim() >= 1, op, "x", "expected shape [..., k], got a scalar");
@@ -31,7 +31,7 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, int64_t gro
   args.n = n;
   args.k = x.size(x.dim() - 1);
   check_value(args.k > 0, op, "x", "expected k > 0 in shape [..., k], got ", shape(x));
-  args.group = group ? group : args.k;
+  args.group = group ? checked_group(*group, args.k, op) : args.k;
   args.x_dtype = float_dtype(x.scalar_type(), op, "x");
   args.scale_dtype = float_dtype(t.scale.scalar_type(), op, "scale");
   const int64_t blocks = ceil_div(n, kUnitN), groups = ceil_div(args.k, args.group);

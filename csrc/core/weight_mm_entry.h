@@ -45,7 +45,7 @@ Tensor weight_mm(const char* op, const CudaKernel<WeightMmSkinnyKernel> (&few)[S
         {op, config, weight::kConfigs, text}, args, t.x, device,
         [&](int one) { return weight::differs(of_planes, one); }, multiply);
   };
-  return packed_mm(op, t, n, 0, 0, [&] { return run; });
+  return packed_mm(op, t, n, {}, 0, [&] { return run; });
 }
 
 }  // namespace aoq

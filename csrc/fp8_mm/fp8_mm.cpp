@@ -47,7 +47,7 @@ Tensor fp8_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const 
   constexpr const char* op = "fp8_mm";
   check_value(config == -1, op, "config", "expected -1, as the CPU's kernels have none, got ", config);
   const MmCodes codes = fp8_codes(w_dtype, x_dtype, granularity, lb, ub);
-  return packed_mm(op, {x, packed, scale, {}, {}, bias}, n, 0, int8::kUnitK, [&] {
+  return packed_mm(op, {x, packed, scale, {}, {}, bias}, n, {}, int8::kUnitK, [&] {
     return [&](PackedMm args) {
       args.w_e5m2 = codes.w == Codes::e5m2;
       multiply(args, codes.x);

@@ -22,7 +22,7 @@ Tensor fp8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale,
   constexpr const char* op = "fp8_weight_mm";
   check_value(config == -1, op, "config", "expected -1, as the CPU's kernels have none, got ", config);
   const bool e5m2 = codes_of(w_dtype.value_or(ScalarType::Float8_e4m3fn), false, op, "w_dtype") == Codes::e5m2;
-  return packed_mm(op, {x, packed, scale, {}, {}, bias}, n, 0, int8::kUnitK, [e5m2] {
+  return packed_mm(op, {x, packed, scale, {}, {}, bias}, n, {}, int8::kUnitK, [e5m2] {
     return [e5m2](PackedMm args) {
       args.w_e5m2 = e5m2;
       select(kKernels)(args);

@@ -19,7 +19,6 @@ const bool kRegistered = register_op("int4_mm", kKernels);
 Tensor int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero_point,
                const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
   check_value(config == -1, "int4_mm", "config", "expected -1, as the CPU's kernels have none, got ", config);
-  if (x.dim() > 0) check_group(group_size, x.size(x.dim() - 1), "int4_mm");
   return packed_mm("int4_mm", {x, packed, scale, zero_point, {}, bias}, n, group_size, int4::kUnitK,
                    [] { return select(kKernels); });
 }

@@ -29,13 +29,12 @@ std::tuple<Tensor, Tensor, Tensor> int4_quantize_entry(const Tensor& w, int64_t 
   check_value(w.dim() == 2 && w.size(1) > 0, op, "w", "expected shape [n, k] with k > 0, got ", shape(w));
   args.n = w.size(0);
   args.k = w.size(1);
-  args.group = group_size;
-  check_group(group_size, args.k, op);
+  args.group = checked_group(group_size, args.k, op);
   args.mapping = parse_int4_mapping(mapping, op);
   const ScalarType stored = scale_dtype.value_or(w.scalar_type());
   args.scale_dtype = float_dtype(stored, op, "scale_dtype");
 
-  const int64_t groups = ceil_div(args.k, group_size);
+  const int64_t groups = ceil_div(args.k, args.group);
   const bool has_zero_point = args.mapping != Int4Mapping::symmetric;
   Tensor qdata = torch::stable::new_empty(w, {args.n, ceil_div(args.k, 2)}, ScalarType::Byte);
   Tensor scale = torch::stable::new_empty(w, {args.n, groups}, stored);

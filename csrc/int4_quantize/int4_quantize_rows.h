@@ -11,7 +11,7 @@ struct ScratchValues {
 };
 
 inline void quantize(const Int4Quantize& p) {
-  const int64_t group = p.group < p.k ? p.group : p.k, groups = aoq::ceil_div(p.k, group);
+  const int64_t group = p.group, groups = aoq::ceil_div(p.k, group);
   auto rows = [&](int64_t begin, int64_t end) {
     const Scratch<float> w(aoq::ceil_div(group, 16) * 16);
     for (int64_t row = begin; row < end; ++row) {

@@ -17,7 +17,7 @@ struct GivenValues {
 };
 
 __global__ void __launch_bounds__(kThreads) quantize(Int4Quantize p) {
-  const int64_t group = p.group < p.k ? p.group : p.k, groups = ceil_div(p.k, group);
+  const int64_t group = p.group, groups = ceil_div(p.k, group);
   for (int64_t at = first_item() / 16; at < p.n * groups; at += item_stride() / 16) {
     const int64_t row = at / groups, first = at % groups * group;
     const int64_t count = p.k - first < group ? p.k - first : group;
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) quantize(Int4Quantize p) {
 }  // namespace
 
 void int4_quantize_sm80(const Int4Quantize& p, CudaStream stream) {
-  const int64_t groups = ceil_div(p.k, p.group < p.k ? p.group : p.k);
+  const int64_t groups = ceil_div(p.k, p.group);
   launch(quantize, grid_for(p.n * groups * 16, kThreads), kThreads, stream, p);
 }
 

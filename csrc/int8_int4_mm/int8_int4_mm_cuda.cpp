@@ -67,7 +67,6 @@ Tensor int8_int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& sc
                          const std::optional<Tensor>& zero_point, const std::optional<Tensor>& w_sum,
                          const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
   check_value(x.is_cuda(), kOp, "x", "expected the device of packed, ", device_name(packed), ", got ", device_name(x));
-  if (x.dim() > 0) check_group(group_size, x.size(x.dim() - 1), kOp);
   const OnDevice device(x, kOp);
   auto run = [&](const PackedMm& args) {
     check_value(args.k < int64_t{1} << 30, kOp, "x", "expected k below 2^30, got ", args.k);

@@ -19,7 +19,7 @@ const bool kRegistered = register_op("int8_mm", kKernels);
 Tensor int8_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& w_sum,
                const std::optional<Tensor>& bias, int64_t n, int64_t config) {
   check_value(config == -1, "int8_mm", "config", "expected -1, as the CPU's kernels have none, got ", config);
-  return packed_mm("int8_mm", {x, packed, scale, {}, w_sum, bias}, n, 0, int8::kUnitK, [] { return select(kKernels); });
+  return packed_mm("int8_mm", {x, packed, scale, {}, w_sum, bias}, n, {}, int8::kUnitK, [] { return select(kKernels); });
 }
 
 }  // namespace

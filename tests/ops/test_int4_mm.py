@@ -1,10 +1,11 @@
 """int4_mm against fp64, under every ISA of the machine."""
 
+import pytest
 import torch
 from packed_mm import GROUPED_SHAPES, PackedMmTests, PackedWeight, check
 
 from aoq import _C
-from aoq.ops import int4_dequantize, int4_pack, int4_quantize, tile_scale, untile_scale
+from aoq.ops import int4_dequantize, int4_mm, int4_pack, int4_quantize, tile_scale, untile_scale
 
 BAD_GROUPS = (
     (dict(group_size=0), ValueError, "group_size: expected a multiple of 8"),
@@ -63,9 +64,13 @@ def test_a_weight_of_zeros(isa):
     assert torch.equal(weight(torch.randn(2, 64)), torch.zeros(2, 16))
 
 
-def test_a_huge_group_is_one_group():
-    weight, x = Weight(16, 24, 2**62, "symmetric"), torch.randn(2, 24)
+@pytest.mark.parametrize("group", (2**31, 2**62, 2**63 - 17, 2**63 - 1))
+def test_a_huge_group_is_one_group(isa, group):
+    """Also where adding to it would wrap around."""
+    weight, x = Weight(16, 24, group, "asymmetric"), torch.randn(2, 24)
     check(weight(x), x, weight)
+    with pytest.raises(ValueError, match=r"scale: expected shape \[1, 1, 16\], got \[1, 0, 16\]"):
+        int4_mm(x, bias=None, **weight.parts | {"scale": torch.empty(1, 0, 16), "zero_point": None})
 
 
 def test_tile_scale_round_trip():

@@ -143,6 +143,15 @@ def test_nonfinite_weights_are_refused(isa, bad):
             int4_quantize(w, 32)
 
 
+@pytest.mark.parametrize("mapping", ("symmetric", "asymmetric", "hqq"))
+def test_a_huge_group_is_one_group(isa, mapping):
+    """Also where adding to it would wrap around."""
+    w = weights(64, 72)
+    wanted = int4_quantize(w, 72, mapping)
+    for group in (2**31, 2**62, 2**63 - 72, 2**63 - 1):
+        assert all(map(torch.equal, int4_quantize(w, group, mapping), wanted))
+
+
 def test_bad_operands_are_named():
     w = weights(4, 64)
     for args, error, text in [
