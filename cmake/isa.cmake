@@ -1,4 +1,4 @@
-# A kernel file says what it needs in its name: csrc/<op>/<op>_<suffix>.cpp. Nothing is ever built for the build machine.
+# A kernel file says what it needs in its name: <stem>_<suffix>.cpp. Nothing is ever built for the build machine.
 set(AOQ_FLAGS_avx2       -mavx2 -mfma -mf16c)
 set(AOQ_FLAGS_avxvnni    ${AOQ_FLAGS_avx2} -mavxvnni)
 set(AOQ_FLAGS_avx512     ${AOQ_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
@@ -8,15 +8,15 @@ set(AOQ_FLAGS_avx512vbmi ${AOQ_FLAGS_avx512bf16} -mavx512vbmi)
 set(AOQ_FLAGS_amx        ${AOQ_FLAGS_avx512vbmi} -mamx-tile -mamx-bf16 -mamx-int8)
 
 foreach(suffix avx2 avxvnni avx512 avx512vnni avx512bf16 avx512vbmi amx)
-  file(GLOB files CONFIGURE_DEPENDS csrc/*/*_${suffix}.cpp)
+  file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_${suffix}.cpp)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${AOQ_FLAGS_${suffix}}")
   else()
-    list(REMOVE_ITEM AOQ_SOURCES ${files})  # relative globs above make the paths equal
+    list(REMOVE_ITEM AOQ_SOURCES ${files})  # relative, as there
   endif()
 endforeach()
 
-# The same of CUDA kernels: csrc/<op>/<op>_<suffix>.cu. sm80 is for that and all later ones: binaries for those there are
+# The same of CUDA kernels: <stem>_<suffix>.cu. sm80 is for that and all later ones: binaries for those there are
 # (sm_80's runs on 8.6 as well, but ptxas schedules for each), and PTX for those to come. sm90a is Hopper's own.
 set(AOQ_GENCODE_sm80  80:sm_80 86:sm_86 89:sm_89 90:sm_90,compute_90)
 set(AOQ_GENCODE_sm89  89:sm_89 90:sm_90,compute_90)
@@ -32,12 +32,12 @@ function(aoq_gencode gencodes files)
 endfunction()
 
 foreach(suffix ${AOQ_SMS})
-  file(GLOB files CONFIGURE_DEPENDS csrc/*/*_${suffix}.cu)
+  file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_${suffix}.cu)
   aoq_gencode("${AOQ_GENCODE_${suffix}}" "${files}")
 endforeach()
-file(GLOB files CONFIGURE_DEPENDS csrc/*/*_cutlass_*_sm80.cu)
+file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_cutlass_*_sm80.cu)
 aoq_gencode("${AOQ_GENCODE_cutlass_sm80}" "${files}")
 
 # Quantizers give the bits that they give on the CPU: no contraction there either.
-file(GLOB files CONFIGURE_DEPENDS csrc/*_quantize/*.cu)
+file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_quantize_*.cu)
 set_property(SOURCE ${files} APPEND PROPERTY COMPILE_OPTIONS -fmad=false)

@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "core/autotune.h"
-#include "core/isa.h"
-#include "core/kernel.h"
-#include "core/pdl.h"
-#include "core/sm.h"
+#include "autotune/autotune.h"
+#include "base/isa.h"
+#include "base/kernel.h"
+#include "cuda/pdl.h"
+#include "cuda/sm.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""The ops' kernels by ISA and CUDA architecture, read from csrc/*/kernels*.inc. Run it to update README."""
+"""The ops' kernels by ISA and CUDA architecture, read from csrc/ops/*/kernels*.inc. Run it to update README."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,9 @@ BEGIN, END = "<!-- support matrix: scripts/support_matrix.py -->\n", "<!-- end o
 
 def kernels(op: str, table: str = "kernels.inc") -> list[tuple[str, str]]:
     """(isa, kernel) of each line of an op's table, best first."""
-    path = ROOT / "csrc" / op / table
+    path = ROOT / "csrc/ops" / op / table
     text = path.read_text() if path.exists() else ""
-    shared = re.search(r'^#include "(\w+)/kernels', text, re.MULTILINE)
+    shared = re.search(r'^#include "ops/(\w+)/kernels', text, re.MULTILINE)
     if shared:
         return kernels(shared[1], table)
     return re.findall(r"^AOQ_(?:CUTLASS_)?KERNEL\((\w+), (\w+)\)", text, re.MULTILINE)
@@ -24,11 +24,11 @@ def cuda_kernels(op: str) -> list[tuple[str, str]]:
 
 def cuda_tables(op: str) -> list[str]:
     """kernels_cuda.inc, and kernels_<plan>_cuda.inc where an op has kernels for other sizes."""
-    return sorted(path.name for path in (ROOT / "csrc" / op).glob("kernels*_cuda.inc"))
+    return sorted(path.name for path in (ROOT / "csrc/ops" / op).glob("kernels*_cuda.inc"))
 
 
 def ops() -> list[str]:
-    return sorted(path.parent.name for path in ROOT.glob("csrc/*/kernels.inc"))
+    return sorted(path.parent.name for path in ROOT.glob("csrc/ops/*/kernels.inc"))
 
 
 def names(enum: str, header: str) -> list[str]:
@@ -39,7 +39,7 @@ def names(enum: str, header: str) -> list[str]:
 
 def table() -> str:
     tables = {op: {isa for isa, _ in kernels(op) + cuda_kernels(op)} for op in ops()}
-    isas = names("Isa", "csrc/core/isa.h") + names("Sm", "csrc/core/sm.h")
+    isas = names("Isa", "csrc/base/isa.h") + names("Sm", "csrc/cuda/sm.h")
     lines = ["| op | " + " | ".join(isas) + " |", "|---|" + "---|" * len(isas)]
     lines += [f"| `{op}` |" + "".join(" yes |" if isa in has else " |" for isa in isas) for op, has in tables.items()]
     return "\n".join(lines) + "\n"

@@ -14,10 +14,11 @@ import support_matrix
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
+OPS_DIR = CSRC / "ops"
 OPS = support_matrix.ops()
 ISAS = ("amx", "avx512vbmi", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "ref")  # best first
 SMS = ("sm90a", "sm89", "sm80")  # best first
-SEALED = sorted(path for isa in ISAS[:-1] for path in CSRC.glob(f"*/*_{isa}.cpp"))
+SEALED = sorted(path for isa in ISAS[:-1] for path in CSRC.rglob(f"*_{isa}.cpp"))
 ALLOWED = {"<immintrin.h>", "<cstdint>", "<cstring>", "<cmath>", "<cstddef>"}
 
 
@@ -39,7 +40,7 @@ def test_there_are_ops():
 
 @pytest.mark.parametrize("op", OPS)
 def test_an_op_is_one_folder_one_file_one_test(op):
-    assert (CSRC / op / f"{op}.h").exists() and (CSRC / op / f"{op}.cpp").exists()
+    assert (OPS_DIR / op / f"{op}.h").exists() and (OPS_DIR / op / f"{op}.cpp").exists()
     assert (ROOT / "python/aoq/ops" / f"{op}.py").exists()
     assert any((ROOT / "tests/ops").glob(f"test_{op.replace('unpack', 'pack')}.py"))
 
@@ -54,11 +55,11 @@ def test_a_kernel_is_its_file_and_one_line(op):
             assert all(re.fullmatch(rf"{owner}{plan}_(\w+_)?{target}", name) for target, name in table)
             order = [target for target, _ in table]
             assert order == sorted(order, key=targets.index), "best first"
-        files = {path.stem for path in CSRC.glob(f"{owner}/{owner}_*.{suffix}")} - {f"{owner}_cuda"}
+        files = {path.stem for path in OPS_DIR.glob(f"{owner}/{owner}_*.{suffix}")} - {f"{owner}_cuda"}
         assert files == {name for _, table in listed for _, name in table}
     assert cpu[-1][0] == "ref"
-    assert (CSRC / op / f"{op}_cuda.cpp").exists() or not cuda, "CUDA kernels have an entry"
-    text = "".join((CSRC / op / table).read_text() for table in tables)
+    assert (OPS_DIR / op / f"{op}_cuda.cpp").exists() or not cuda, "CUDA kernels have an entry"
+    text = "".join((OPS_DIR / op / table).read_text() for table in tables)
     with_cutlass = re.findall(r"^AOQ_CUTLASS_KERNEL\(\w+, (\w+)\)", text, re.MULTILINE)
     names = [name for _, table in cuda for _, name in table]
     assert with_cutlass == [name for name in names if "_cutlass_" in name], "its name says how it is built"
@@ -129,6 +130,6 @@ def test_pre_commit_checks_what_make_lint_does():
 
 
 def test_prefetches_are_in_assembly():
-    """GCC drops calls of functions that do nothing but _mm_prefetch, unless it inlines them: core/prefetch.h."""
-    for path in (*SEALED, *CSRC.glob("core/*.h")):
+    """GCC drops calls of functions that do nothing but _mm_prefetch, unless it inlines them: simd/prefetch.h."""
+    for path in (*SEALED, *CSRC.rglob("*.h")):
         assert "_mm_prefetch" not in re.sub("//.*", "", path.read_text()), path.name

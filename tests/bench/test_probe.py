@@ -1,4 +1,4 @@
-"""The probes of csrc/core/probe*.cpp: each does the multiply-adds that it claims, at a speed that hardware has."""
+"""The probes of csrc/probe/probe*.cpp: each does the multiply-adds that it claims, at a speed that hardware has."""
 
 import pytest
 import torch

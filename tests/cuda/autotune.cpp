@@ -1,5 +1,5 @@
-// core/autotune.h as test_autotune.py calls it, with its own clock.
-#include "core/autotune.h"
+// autotune/autotune.h as test_autotune.py calls it, with its own clock.
+#include "autotune/autotune.h"
 
 #include <cstdio>
 #include <stdexcept>

@@ -1,5 +1,5 @@
-// core/autotune_cuda.cpp on CUDA's runtime as test_autotune.py has it: functions that note that they were called.
-#include "core/autotune_cuda.h"
+// autotune/autotune_cuda.cpp on CUDA's runtime as test_autotune.py has it: functions that note that they were called.
+#include "autotune/autotune_cuda.h"
 
 #include <cstdio>
 #include <cstring>

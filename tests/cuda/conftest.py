@@ -19,13 +19,13 @@ def simt_kernel(tmp_path_factory):
     def build(name, struct):
         library = folder / f"{name}.so"
         if not library.exists():
-            (source,) = (ROOT / "csrc").glob(f"*/{name}.cu")
+            (source,) = (ROOT / "csrc").rglob(f"{name}.cu")
             flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
             flags += ["-Wno-unknown-pragmas"]  # unroll
             if name.endswith("_sm80"):
                 flags += [f"-DSIMT_SHARED_BYTES={99 * 1024}"]  # sm_86 and sm_89 have no more
             include = [f"-I{ROOT / 'tests/cuda/simt'}", f"-I{ROOT / 'csrc'}"]
-            sources = [source, ROOT / "csrc/core/pdl.cpp"]
+            sources = [source, ROOT / "csrc/cuda/pdl.cpp"]
             subprocess.run([CXX, *flags, *include, "-x", "c++", *sources, "-o", library], check=True, timeout=900)
         kind = struct.__name__
         symbol = f"_ZN3aoq{len(name)}{name}ERKNS_{len(kind)}{kind}EP11CUstream_st"

@@ -1,4 +1,5 @@
-// core/int4_cuda.h and core/wgmma.h against CuTe's own description of the operands of mma.sync and wgmma, on the host.
+// formats/int4_cuda.h and cuda/wgmma.h against CuTe's own description of the operands of mma.sync and wgmma, on the
+// host.
 #include <cstdio>
 #include <cstdlib>
 
@@ -6,8 +7,8 @@
 #include <cute/atom/mma_traits_sm80.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 
-#include "core/int4_cuda.h"
-#include "core/wgmma.h"
+#include "cuda/wgmma.h"
+#include "formats/int4_cuda.h"
 
 using namespace cute;
 namespace wgmma = aoq::wgmma;

@@ -8,11 +8,11 @@
 #include <vector>
 
 #if defined(AOQ_SM90)
-#include "core/dense_mm_sm90.cuh"
+#include "mm/cuda/dense_mm_sm90.cuh"
 #else
-#include "core/dense_mm_sm80.cuh"
+#include "mm/cuda/dense_mm_sm80.cuh"
 #endif
-#include "core/dense_mm_plan.h"
+#include "mm/cuda/dense_mm_plan.h"
 
 using aoq::DenseMm;
 using aoq::Dtype;

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "core/dense_mm_plan.h"
+#include "mm/cuda/dense_mm_plan.h"
 
 using aoq::Sm;
 using aoq::dense::Device;
@@ -16,10 +16,10 @@ struct Named {
 };
 #define AOQ_CUTLASS_KERNEL(sm, function) {aoq::dense::tile_of(Sm::sm, #function), #function},
 constexpr Named kInt8[] = {
-#include "int8_mm/kernels_cuda.inc"
+#include "ops/int8_mm/kernels_cuda.inc"
 };
 constexpr Named kFp8[] = {
-#include "fp8_mm/kernels_cuda.inc"
+#include "ops/fp8_mm/kernels_cuda.inc"
 };
 
 constexpr Tile kTile = aoq::dense::tile_of(Sm::sm89, "fp8_mm_cutlass_64x128_e4m3_e5m2_sm89");

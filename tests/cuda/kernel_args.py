@@ -1,4 +1,4 @@
-"""The structs that kernels take, as csrc/<op>/<op>.h declares them."""
+"""The structs that kernels take, as csrc/ops/<op>/<op>.h declares them."""
 
 import contextlib
 import ctypes

@@ -1,6 +1,6 @@
 // The plans of matmuls on CUDA, as plan_library.py asks for them.
-#include "core/weight_mm_plan.h"
-#include "int4_mm/int4_mm_config.h"
+#include "mm/cuda/int4_mm_config.h"
+#include "mm/cuda/weight_mm_plan.h"
 
 using namespace aoq;
 

@@ -27,7 +27,7 @@ def library(tmp_path_factory):
         pytest.skip("no C++ compiler")
     file = tmp_path_factory.mktemp("autotune") / "autotune.so"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", '-DAOQ_VERSION="1.2"']
-    sources = [ROOT / "tests/cuda/autotune.cpp", ROOT / "csrc/core/autotune.cpp"]
+    sources = [ROOT / "tests/cuda/autotune.cpp", ROOT / "csrc/autotune/autotune.cpp"]
     subprocess.run([CXX, *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", file], check=True, timeout=300)
     return file
 
@@ -303,14 +303,14 @@ def test_a_problem_is_its_op_sizes_and_dtypes(tune):
 
 
 def test_every_op_with_a_config_asks():
-    entries = [path for path in ROOT.glob("csrc/*/*_mm_cuda.cpp") if "int64_t config" in path.read_text()]
+    entries = [path for path in ROOT.glob("csrc/ops/*/*_mm_cuda.cpp") if "int64_t config" in path.read_text()]
     assert len(entries) >= 5
     for path in entries:
-        headers = [ROOT / "csrc" / name for name in re.findall(r'#include "(core/\w+_entry\.h)"', path.read_text())]
+        headers = [ROOT / "csrc" / name for name in re.findall(r'#include "([\w/]+_entry\.h)"', path.read_text())]
         assert any("run_config(" in file.read_text() for file in (path, *headers)), path.name
 
 
-# ---- on the device: core/autotune_cuda.cpp, on a CUDA that notes what it is asked for
+# ---- on the device: autotune/autotune_cuda.cpp, on a CUDA that notes what it is asked for
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +326,7 @@ def on_device(tmp_path_factory):
     api = torch_home / "include/torch/csrc/api/include"
     flags += [f"-isystem{path}" for path in (torch_home / "include", api, cuda / "include", cuda / "include/cccl")]
     sources = [ROOT / "tests/cuda/autotune_cuda.cpp"]
-    sources += [ROOT / "csrc/core" / name for name in ("autotune.cpp", "autotune_cuda.cpp", "sm.cpp")]
+    sources += [ROOT / "csrc" / name for name in ("autotune/autotune.cpp", "autotune/autotune_cuda.cpp", "cuda/sm.cpp")]
     libraries = [torch_home / "lib/libtorch_cpu.so", f"-Wl,-rpath,{torch_home / 'lib'}"]
     subprocess.run([CXX, *flags, *sources, *libraries, "-o", library], check=True, timeout=600)
     return ctypes.CDLL(str(library))

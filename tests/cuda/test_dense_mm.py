@@ -35,7 +35,7 @@ def host_program(cute_flags, tmp_path_factory):
 
 def instances(op, architecture):
     """(codes of x, codes of w, tokens, rows, "true" or "false" for pairs and stream-K, file) of the op's kernels."""
-    files = sorted((ROOT / "csrc" / op).glob(f"{op}_cutlass_*_{architecture}.cu"))
+    files = sorted((ROOT / "csrc/ops" / op).glob(f"{op}_cutlass_*_{architecture}.cu"))
     assert files
     for file in files:
         pattern = rf"{op}_cutlass_(\d+)x(\d+)(_pairs)?(_stream_k)?(?:_(e\dm\d)_(e\dm\d))?_sm\w+"
@@ -87,7 +87,7 @@ def chosen(host_program):
         for op, m, n, k, device, *flags in cases:
             flags = [int(flag) for flag in (*flags, *[False] * (3 - len(flags)))]
             lines.append(" ".join(map(str, (m, n, k, *device, *flags, op))))
-        sources = ("core/sm.cpp", "core/kernel.cpp", "core/isa.cpp")
+        sources = ("cuda/sm.cpp", "base/kernel.cpp", "base/isa.cpp")
         return host_program("dense_plan", sources=sources, stdin="\n".join(lines) + "\n")
 
     return ask
@@ -125,7 +125,7 @@ def test_each_architecture_has_a_kernel_for_each_shape(chosen):
 
 LEFT_OUT = """
 #include <cstdio>
-#include "core/sm.h"
+#include "cuda/sm.h"
 void function() {}
 constexpr aoq::CudaKernel<void (*)()> kKernels[] = {
     {aoq::Sm::sm90a, "op_cutlass_64x64_sm90a", AOQ_CUTLASS_FUNCTION(function)},
@@ -157,7 +157,10 @@ int main() {
 def test_an_op_says_which_kernel_was_left_out(tmp_path, flags, other, said):
     """What a build without CUTLASS answers: lines of a table without a function."""
     (tmp_path / "left_out.cpp").write_text(LEFT_OUT % other)
-    sources = [tmp_path / "left_out.cpp", *(ROOT / "csrc/core" / name for name in ("sm.cpp", "kernel.cpp", "isa.cpp"))]
+    sources = [
+        tmp_path / "left_out.cpp",
+        *(ROOT / "csrc" / name for name in ("cuda/sm.cpp", "base/kernel.cpp", "base/isa.cpp")),
+    ]
     command = [CXX, "-std=c++17", f"-I{ROOT / 'csrc'}", *flags, *sources, "-o", tmp_path / "left_out"]
     subprocess.run(command, check=True, timeout=300)
     done = subprocess.run([tmp_path / "left_out"], capture_output=True, text=True, check=True)

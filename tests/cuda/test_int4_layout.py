@@ -1,4 +1,4 @@
-"""The int4 layout of CUDA (csrc/core/int4_cuda.h): CuTe's fragments, and matmuls walked as the kernels walk them."""
+"""The int4 layout of CUDA (csrc/formats/int4_cuda.h): CuTe's fragments, and matmuls walked as the kernels walk them."""
 
 import subprocess
 

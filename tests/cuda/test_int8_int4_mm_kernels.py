@@ -13,7 +13,7 @@ from rounding import check_rounding
 
 KERNELS = ("int8_int4_mm_sm80", "int8_int4_mm_sm90a")
 WIDE, WGMMA = "int8_int4_mm_wide_sm80", "int8_int4_mm_wgmma_sm90a"
-# Position p of each sixteen codes holds k of this: core/quantize_rows.h
+# Position p of each sixteen codes holds k of this: rows/quantize_rows.h
 ORDER = torch.tensor([2 * (p // 4) + p % 4 // 2 + 8 * (p % 2) for p in range(16)])
 
 

@@ -28,7 +28,7 @@ NVCC, CUOBJDUMP = tool("nvcc"), tool("cuobjdump")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc")
 
 INT4_MM = """
-#include "int4_mm/int4_mm_skinny.cuh"
+#include "mm/cuda/int4_mm_skinny.cuh"
 namespace aoq::int4_skinny { namespace {
 template __global__ void multiply<ptx::Bf16, 8, 128, false, %(cluster)s>(const Args);
 template __global__ void multiply<ptx::Bf16, 8, 128, true, %(cluster)s>(const Args);
@@ -41,7 +41,7 @@ template __global__ void multiply<ptx::F16, 16, 8, false, %(cluster)s>(const Arg
 } }
 """
 INT8_INT4_MM = """
-#include "int4_mm/int4_mm_skinny.cuh"
+#include "mm/cuda/int4_mm_skinny.cuh"
 namespace aoq::int4_skinny { namespace {
 template __global__ void multiply<ptx::S8, 8, 128, false, %(cluster)s>(const Args);
 template __global__ void multiply<ptx::S8, 16, 32, true, %(cluster)s>(const Args);
@@ -51,7 +51,7 @@ template __global__ void multiply<ptx::S8, 16, 8, true, %(cluster)s>(const Args)
 } }
 """
 QUANTIZE = """
-#include "core/quantize_rows.cuh"
+#include "rows/quantize_rows.cuh"
 namespace aoq { namespace {
 template __global__ void quantize<RowSource::given, Codes::e4m3, 2>(const QuantizeRows);
 template __global__ void quantize<RowSource::rmsnorm, Codes::int8, 8>(const QuantizeRows);
@@ -143,7 +143,7 @@ def test_int4_mm_main_loop_on_hopper(hopper):
 @pytest.mark.parametrize("sm", ("80", "86", "89", "90"))
 def test_wide_int4_mm(tmp_path, sm):
     """No spills, two blocks of 64 tokens at a time, and a loop that is mostly tensor-core instructions."""
-    kernels = Kernels(tmp_path, (ROOT / "csrc/int4_mm/int4_mm_wide_sm80.cu").read_text(), sm)
+    kernels = Kernels(tmp_path, (ROOT / "csrc/ops/int4_mm/int4_mm_wide_sm80.cu").read_text(), sm)
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     assert len(multiply) == 4 and all(stack == 0 for _, stack in multiply.values()), multiply
     for name, (registers, _) in multiply.items():
@@ -158,7 +158,7 @@ def test_wide_int4_mm(tmp_path, sm):
 
 @pytest.fixture(scope="module")
 def wgmma(tmp_path_factory):
-    source = (ROOT / "csrc/int4_mm/int4_mm_wgmma_sm90a.cu").read_text()
+    source = (ROOT / "csrc/ops/int4_mm/int4_mm_wgmma_sm90a.cu").read_text()
     return Kernels(tmp_path_factory.mktemp("wgmma"), source, "90a")
 
 
@@ -181,7 +181,7 @@ def test_int4_mm_wgmma_main_loop(wgmma):
 
 
 def test_wide_int8_int4_mm(tmp_path):
-    kernels = Kernels(tmp_path, (ROOT / "csrc/int8_int4_mm/int8_int4_mm_wide_sm80.cu").read_text(), "80")
+    kernels = Kernels(tmp_path, (ROOT / "csrc/ops/int8_int4_mm/int8_int4_mm_wide_sm80.cu").read_text(), "80")
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     (wide,) = (used for name, used in multiply.items() if "ELi128E" in name)
     (narrow,) = (used for name, used in multiply.items() if "ELi64E" in name)
@@ -211,7 +211,7 @@ def test_int8_int4_mm(tmp_path, sm, cluster):
 
 
 def test_int8_int4_mm_wgmma(tmp_path):
-    source = (ROOT / "csrc/int8_int4_mm/int8_int4_mm_wgmma_sm90a.cu").read_text()
+    source = (ROOT / "csrc/ops/int8_int4_mm/int8_int4_mm_wgmma_sm90a.cu").read_text()
     kernels = Kernels(tmp_path, source, "90a")
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     assert len(multiply) == 6 * 3 * 2, "tiles, spans, with and without zero points"
@@ -229,7 +229,7 @@ WEIGHT_MM = ("int8_weight_mm", 1), ("fp8_weight_mm", 2)  # op, formats
 @pytest.mark.parametrize("sm", ("80", "90"))
 def test_weight_mm(tmp_path, sm, op, formats):
     """Two blocks a multiprocessor; in bf16 six or seven operations for four weights, two of them multiply-adds."""
-    kernels = Kernels(tmp_path, (ROOT / f"csrc/{op}/{op}_sm80.cu").read_text(), sm)
+    kernels = Kernels(tmp_path, (ROOT / f"csrc/ops/{op}/{op}_sm80.cu").read_text(), sm)
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     assert len(multiply) == 6 * formats and all(used[0] <= 128 and used[1] == 0 for used in multiply.values()), multiply
     body = kernels.loop(f"Bf16ELNS_5CodesE{formats - 1}ELi8E")
@@ -247,7 +247,7 @@ def test_weight_mm(tmp_path, sm, op, formats):
 @pytest.mark.parametrize("sm", ("80", "90"))
 def test_wide_weight_mm(tmp_path, sm, op, formats):
     """No spills, two blocks of 64 tokens at a time, and a loop that loads sixteen bytes at a time and decodes once."""
-    kernels = Kernels(tmp_path, (ROOT / f"csrc/{op}/{op}_wide_sm80.cu").read_text(), sm)
+    kernels = Kernels(tmp_path, (ROOT / f"csrc/ops/{op}/{op}_wide_sm80.cu").read_text(), sm)
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     assert len(multiply) == 4 * formats and all(stack == 0 for _, stack in multiply.values()), multiply
     for name, (registers, _) in multiply.items():

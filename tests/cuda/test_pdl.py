@@ -10,9 +10,9 @@ from toolchain import CXX, ROOT
 
 from aoq import _C
 
-# What `launch` of core/packed_mm.cuh asks of CUDA, which is replaced: {programmatic, blocks that ran}.
+# What `launch` of mm/cuda/packed_mm.cuh asks of CUDA, which is replaced: {programmatic, blocks that ran}.
 SOURCE = """
-#include "core/packed_mm.cuh"
+#include "mm/cuda/packed_mm.cuh"
 static int ran;
 static void count() { ran += threadIdx.x == 0; }
 extern "C" void launched(const char* value, unsigned cluster, int* out) {
@@ -34,7 +34,7 @@ def launched(tmp_path_factory):
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
     flags += ["-Wno-unknown-pragmas", "-Wno-unused-function"]
     include = [f"-I{ROOT / 'tests/cuda/simt'}", f"-I{ROOT / 'csrc'}"]
-    sources = [folder / "pdl.cpp", ROOT / "csrc/core/pdl.cpp"]
+    sources = [folder / "pdl.cpp", ROOT / "csrc/cuda/pdl.cpp"]
     subprocess.run([CXX, *flags, *include, *sources, "-o", folder / "pdl.so"], check=True, timeout=300)
     library = ctypes.CDLL(str(folder / "pdl.so"))
 

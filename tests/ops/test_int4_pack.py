@@ -1,4 +1,4 @@
-"""int4_pack and int4_unpack: exact inverses, and the layout of csrc/core/int4.h bit by bit."""
+"""int4_pack and int4_unpack: exact inverses, and the layout of csrc/formats/int4.h bit by bit."""
 
 import pytest
 import torch

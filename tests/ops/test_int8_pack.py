@@ -1,4 +1,4 @@
-"""int8_pack and int8_unpack: exact inverses, and the layout of csrc/core/int8.h byte by byte."""
+"""int8_pack and int8_unpack: exact inverses, and the layout of csrc/formats/int8.h byte by byte."""
 
 import pytest
 import torch

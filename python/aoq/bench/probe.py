@@ -1,4 +1,4 @@
-"""The machine's limits, and whether it is quiet just now: libaoq's probes (csrc/core/probe.cpp).
+"""The machine's limits, and whether it is quiet just now: libaoq's probes (csrc/probe/probe.cpp).
 
 Through ctypes, because workers also run in Pythons that `aoq._C` is not built for.
 """

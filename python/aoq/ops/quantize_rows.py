@@ -1,4 +1,4 @@
-"""What the ops have in common that compute rows and quantize them to 8 bits: csrc/core/quantize_rows.h."""
+"""What the ops have in common that compute rows and quantize them to 8 bits: csrc/rows/quantize_rows.h."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 // CUDA's threads on the CPU, for tests. A .cu file that is compiled as plain C++ with this header before CUDA's runs
 // its kernels here: blocks one after the other, the threads of a block as fibers that take turns at shuffles and
 // barriers, in another order in each cluster; the blocks of a cluster side by side. Launches that a device would refuse
-// throw. No launch syntax (kernels are launched with cudaLaunchKernelEx), no instructions in assembler (core/ptx.cuh is
+// throw. No launch syntax (kernels are launched with cudaLaunchKernelEx), no instructions in assembler (cuda/ptx.cuh is
 // replaced too), and shared memory in a cluster only from ptx::shared_memory.
 #pragma once
 #include <ucontext.h>

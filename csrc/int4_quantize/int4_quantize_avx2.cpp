@@ -1,4 +1,0 @@
-#include "core/vec_avx2.h"
-#include "int4_quantize/int4_quantize_rows.h"
-
-void aoq::int4_quantize_avx2(const Int4Quantize& p) { quantize(p); }

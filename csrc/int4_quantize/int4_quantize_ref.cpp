@@ -1,4 +1,0 @@
-#include "core/vec_ref.h"
-#include "int4_quantize/int4_quantize_rows.h"
-
-void aoq::int4_quantize_ref(const Int4Quantize& p) { quantize(p); }

@@ -1,5 +1,0 @@
-#include "core/vec_avx2.h"
-
-#include "int8_pack/int8_pack_vector.h"
-
-void aoq::int8_pack_avx2(const Int8Pack& p) { pack(p); }

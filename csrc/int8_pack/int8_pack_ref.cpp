@@ -1,5 +1,0 @@
-#include "core/vec_ref.h"
-
-#include "int8_pack/int8_pack_vector.h"
-
-void aoq::int8_pack_ref(const Int8Pack& p) { pack(p); }

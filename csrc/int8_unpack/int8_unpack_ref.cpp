@@ -1,5 +1,0 @@
-#include "core/vec_ref.h"
-
-#include "int8_unpack/int8_unpack_vector.h"
-
-void aoq::int8_unpack_ref(const Int8Unpack& p) { unpack(p); }

@@ -1,0 +1,341 @@
+// Few rows of x (tokens) times int4 weights, on mma.sync: weights are A, so that 8 tokens are a fragment's columns.
+//
+//   A warp streams its tiles of the packed weight from memory to registers, sixteen bytes a lane, kAhead tiles ahead of
+//   use and past L1; what a lane loads is its share of A once decoded (formats/int4_cuda.h), so no weight goes through
+//   shared memory. x does, by cp.async, and comes back as B with ldmatrix.
+//   Codes minus 8 are exact in 16 bits, their products with x exact in fp32; in 8 bits (int8_int4_mm) sums are whole
+//   numbers. After each span of k, which lies in one group, a row's sums are multiplied with its scale. The zero
+//   point's share, (8 - zero) * scale * (sum of x), takes one multiplication more with a matrix of ones.
+//   Warps, and blocks, that share rows along k add up through shared memory, that of the cluster, or memory: always in
+//   the same order.
+//
+// Bound by reading weights up to about 32 tokens; arithmetic is 1.4 operations a weight and less than 0.4 around it.
+#pragma once
+#include <type_traits>
+
+#include "formats/int4_cuda.h"
+#include "mm/cuda/int4_mm_plan.h"
+#include "mm/cuda/packed_mm.cuh"
+#include "mm/cuda/skinny.cuh"
+
+namespace aoq::int4_skinny {
+namespace {
+
+// Of the register of B that holds them, the columns of the eight `eight` of a multiplication.
+__device__ inline uint32_t eight_mask(ptx::Bf16, int) { return ~0u; }
+__device__ inline uint32_t eight_mask(ptx::F16, int) { return ~0u; }
+__device__ inline uint32_t eight_mask(ptx::S8, int eight) { return eight % 2 ? 0xff00ff00 : 0x00ff00ff; }
+
+__device__ inline uint32_t ones(ptx::Bf16) { return 0x3f803f80; }
+__device__ inline uint32_t ones(ptx::F16) { return 0x3c003c00; }
+__device__ inline uint32_t ones(ptx::S8) { return 0x10101010; }  // kUnit, as codes are
+
+struct Args {
+  PackedMm p;
+  Plan plan;
+  float* partial;  // [slab][m][n], added up by `add_slabs`, or null: straight to out
+};
+
+template <class X, int kTokens, int kSpan, bool kZero, bool kCluster>
+__global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) multiply(const Args args) {
+  using M = Math<X>;
+  using Sum = typename M::Sum;
+  constexpr int kTiles = row_tiles(kTokens), kAhead = tiles_ahead(kTokens, kSpan), kEights = kTokens / 8;
+  constexpr int kBytes = M::kBytes, kTileX = int4_cuda::kTileK * kBytes;  // of a row of x
+  // Where sums and scales fill the registers, a branch after each tile: without, the compiler moves more of a tile's
+  // instructions among those of the one before than there is room for.
+  constexpr bool kBranches = kTokens > 8 || (kZero && kSpan == 32);
+  static_assert(kAhead % 2 == 0, "a tile's place in a span of 128 is known when it is compiled");
+  const PackedMm& p = args.p;
+  const Plan& plan = args.plan;
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int log_warps_n = 3 - plan.log_warps_k;
+  const int warp_n = warp & ((1 << log_warps_n) - 1), warp_k = warp >> log_warps_n;
+  const uint32_t rank = blockIdx.x & (plan.split() - 1);
+  // In tiles and units that 32 bits count: of what outlives the multiplications there are few registers.
+  const uint32_t first_tile = ((blockIdx.x >> plan.log_split) << log_warps_n) + warp_n, row_tile = first_tile * kTiles;
+  const uint32_t tiles_n = static_cast<uint32_t>(ceil_div(p.n, 16));
+  const int tiles_k = static_cast<int>(ceil_div(p.k, 64));
+  const int64_t first_token = static_cast<int64_t>(blockIdx.z * gridDim.y + blockIdx.y) * kTokens;
+  if (first_token >= p.m) return;
+  const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
+
+  // ---- weights
+  const uint64_t policy = ptx::evict_first();
+  const uint8_t* rows[kTiles];
+#pragma unroll
+  for (int r = 0; r < kTiles; ++r) {
+    const int64_t tile = row_tile + r < tiles_n ? row_tile + r : tiles_n - 1;  // beyond n: read, never stored
+    rows[r] = p.packed + tile * tiles_k * int4_cuda::kTileBytes + lane * int4_cuda::kLaneBytes;
+  }
+  ptx::U32x4 weights[kAhead][kTiles] = {};
+  auto load = [&](int stage, int tiles_on) {
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+      weights[stage][r] = ptx::load_stream<kCluster>(rows[r] + tiles_on * int4_cuda::kTileBytes, policy);
+  };
+  auto load_first = [&](int loads) {
+#pragma unroll
+    for (int stage = 0; stage < kAhead; ++stage)
+      if (stage < loads) load(stage, stage);
+  };
+  auto fetch_first = [&](int loads) {  // the same to L2 only
+    const int bytes = (loads < kAhead ? loads : kAhead) * int4_cuda::kTileBytes;
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+      if (lane == r && loads > 0) ptx::fetch(rows[r] - r * int4_cuda::kLaneBytes, bytes, policy);
+  };
+  auto advance = [&](int64_t tiles) {
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r) rows[r] += tiles * int4_cuda::kTileBytes;
+  };
+
+  // ---- scales and zero points of the span to come
+  const ScaleReader reader(p.scale_dtype, lane / 4);
+  const uint32_t groups = static_cast<uint32_t>(ceil_div(p.k, p.group));
+  const char* scales = nullptr;  // a group's, of the first tile of rows, whose neighbours' are so many words on
+  uint32_t to_tile[kTiles] = {};
+  const int64_t to_zero_point = static_cast<const char*>(p.zero_point) - static_cast<const char*>(p.scale);
+  uint32_t spans_left = 0, groups_left = 0;  // in that group; that and those after it
+  auto start_scales_at = [&](uint32_t group) {
+    const uint32_t first = row_tile < tiles_n ? row_tile : tiles_n - 1;
+    scales = static_cast<const char*>(p.scale) + (int64_t{first} * groups + group) * reader.group() + reader.offset();
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+      to_tile[r] = ((row_tile + r < tiles_n ? row_tile + r : tiles_n - 1) - first) * groups * (reader.group() / 4);
+    groups_left = groups - group;
+  };
+  const uint32_t spans_of_group = p.group >= p.k ? 0x7fffffffu : static_cast<uint32_t>(p.group / kSpan);
+  uint32_t scale_words[kTiles][2], zero_words[kTiles][2];
+  auto load_scales = [&] {
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const char* at = scales + int64_t{4} * to_tile[r] + half * reader.half();
+        scale_words[r][half] = ptx::load_ahead<kCluster>(at);
+        if constexpr (kZero) zero_words[r][half] = ptx::load_ahead<kCluster>(at + to_zero_point);
+      }
+  };
+
+  auto fetch_scales = [&] {
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r) {
+      const char* at = scales + int64_t{4} * to_tile[r];
+      ptx::fetch_line(at);
+      if constexpr (kZero) ptx::fetch_line(at + to_zero_point);
+    }
+  };
+
+  // ---- sums: of a span, and of all
+  float total[kTiles][kEights][4] = {};
+  Sum sum[kTiles][kEights][4], x_sum[kEights][4];
+  auto start_span = [&] {
+#pragma unroll
+    for (int j = 0; j < kEights; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x_sum[j][i] = M::kZero;
+#pragma unroll
+        for (int r = 0; r < kTiles; ++r) sum[r][j][i] = M::kZero;
+      }
+  };
+  auto end_span = [&] {
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float scale = reader.value(scale_words[r][half]) / M::kUnit;
+        const float shift = kZero ? (8 - reader.value(zero_words[r][half])) * scale : 0;
+#pragma unroll
+        for (int j = 0; j < kEights; ++j)
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            total[r][j][i] = __fmaf_rn(M::value(sum[r][j][i]), scale, total[r][j][i]);
+            if constexpr (kZero) total[r][j][i] = __fmaf_rn(M::value(x_sum[j][i]), shift, total[r][j][i]);
+          }
+      }
+    start_span();
+    uint32_t bytes = 0;
+    if (--spans_left == 0) {
+      spans_left = spans_of_group;
+      if (groups_left > 1) {  // beyond k sums are 0
+        --groups_left;
+        bytes = reader.group();
+      }
+    }
+    scales += bytes;
+    load_scales();
+  };
+
+  // ---- x in shared memory
+  char* const shared = ptx::shared_memory();
+  const int64_t pitch = x_pitch(plan.chunk, kBytes);
+  // A load brings fragments of two multiplications, or of two times eight tokens: half as many registers.
+  constexpr int kLoadEights = kEights == 1 ? 1 : 2;
+  const char* fragments[kEights / kLoadEights];
+#pragma unroll
+  for (int j = 0; j < kEights / kLoadEights; ++j) {
+    const int matrix = lane / 8, column = matrix % (4 / kLoadEights);
+    const int token = 8 * (kLoadEights * j + matrix / (4 / kLoadEights)) + lane % 8;
+    // Beyond m: some row, whose column is never stored.
+    fragments[j] = shared + (token < tokens ? token : tokens - 1) * pitch + 16 * column;
+  }
+
+  // ---- a tile of k, in multiplications of 32 bytes of x
+  auto multiply_tile = [&](const ptx::U32x4(&codes)[kTiles], int offset, bool ends_span) {
+#pragma unroll
+    for (int pair = 0; pair < kTileX / 64; ++pair) {
+      ptx::U32x4 b[kEights / kLoadEights];
+      const uint32_t one = ones(X{}), all_ones[4] = {one, one, one, one};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (half % (2 / kLoadEights) == 0)
+#pragma unroll
+          for (int j = 0; j < kEights / kLoadEights; ++j)
+            b[j] = ptx::load_matrices(fragments[j] + offset + 64 * pair + 32 * half);
+        auto b_of = [&](int j, int i) {
+          return b[j / kLoadEights].word[kLoadEights == 1 ? 2 * half + i : 2 * (j % 2) + i];
+        };
+        const int word = (2 * pair + half) * M::kWords;
+        auto with = [&](auto operand) {  // operand(j, i): b_i of the tokens 8j ..
+#pragma unroll
+          for (int j = 0; j < kEights; ++j)
+            if constexpr (kZero) M::multiply(x_sum[j], all_ones, operand(j, 0), operand(j, 1));
+#pragma unroll
+          for (int r = 0; r < kTiles; ++r) {
+            uint32_t a[4];
+            M::decode(&codes[r].word[word], a);
+#pragma unroll
+            for (int j = 0; j < kEights; ++j) M::multiply(sum[r][j], a, operand(j, 0), operand(j, 1));
+          }
+        };
+        if constexpr (kSpan == 8) {
+#pragma unroll
+          for (int eight = 0; eight < 32 / kBytes / 8; ++eight) {  // of the columns, the others as zeros
+            with([&](int j, int i) { return i == eight * kBytes / 2 ? b_of(j, i) & eight_mask(X{}, eight) : 0; });
+            end_span();
+          }
+        } else {
+          with(b_of);
+          if constexpr (kSpan == 32 && kBytes == 1) end_span();
+        }
+      }
+      if constexpr (kSpan == 32 && kBytes == 2) end_span();
+    }
+    if constexpr (kSpan == 64) end_span();
+    if constexpr (kSpan == 128)
+      if (ends_span) end_span();
+  };
+
+  // ---- this block's columns, as much of them at a time as x fits
+  const Share all = share({0, ceil_div(p.k, 128)}, rank, plan.log_split);
+  const int last = static_cast<int>(all.end), step = static_cast<int>(plan.chunk / 128);
+  int begin = static_cast<int>(all.begin), next_tile = 0;  // where rows points
+  bool again = false;
+  start_span();
+  do {
+    const Share pass = {begin, begin + step < last ? begin + step : last};
+    const Share mine = share(pass, warp_k, plan.log_warps_k);
+    const int first = static_cast<int>(2 * mine.begin);
+    const int count = row_tile < tiles_n ? static_cast<int>(2 * (mine.end - mine.begin)) : 0;  // even
+    // The last tile may lie beyond k, where x is 0: then any codes do.
+    const int loads = first + count <= tiles_k ? count : count - 1;
+    const bool before = kCluster && !again;  // the kernel before this one may still run
+    advance(first - next_tile);
+    if constexpr (!kCluster)
+      load_first(loads);
+    else if (before)
+      fetch_first(loads);
+    if (count) {
+      const uint32_t span = static_cast<uint32_t>(64 * int64_t{first} / kSpan), first_group = span / spans_of_group;
+      start_scales_at(first_group);
+      spans_left = spans_of_group - span % spans_of_group;
+    }
+    if constexpr (kCluster) {
+      if (before) {
+        if (count) fetch_scales();
+        ptx::wait_for_kernel_before();
+      }
+      load_first(loads);
+    }
+    if (count) load_scales();
+    if (again) __syncthreads();  // all have used the columns before these
+    copy_x<kBytes>(p, first_token, tokens, 128 * pass.begin, 128 * pass.end, shared, pitch);
+    ptx::wait_for_copies();
+    __syncthreads();
+    int offset = kBytes * (64 * first - 128 * begin);
+    for (int tile = 0; tile < count; tile += kAhead, offset += kTileX * kAhead) {
+#pragma unroll
+      for (int stage = 0; stage < kAhead; ++stage) {
+        if ((kBranches || stage % 2 == 0) && tile + stage >= count) break;
+        multiply_tile(weights[stage], offset + kTileX * stage, stage % 2 == 1);
+        if (tile + stage + kAhead < loads) load(stage, stage + kAhead);
+      }
+      advance(kAhead);
+    }
+    next_tile = first + (count + kAhead - 1) / kAhead * kAhead;
+    again = true;
+  } while ((begin += step) < last);
+  if constexpr (kCluster) ptx::start_kernel_after();
+
+  __syncthreads();  // x's memory is free
+  add_up<kTokens, kCluster, false>(p, plan, args.partial, total, shared, first_tile, first_token, tokens);
+}
+
+// ---- launching
+
+template <class X, int kTokens, int kSpan, bool kZero, bool kCluster>
+void run(const Args& args, CudaStream stream) {
+  const auto kernel = multiply<X, kTokens, kSpan, kZero, kCluster>;
+  const int64_t shared = shared_bytes(args.plan, args.p.m, Math<X>::kBytes);
+  const int64_t token_blocks = ceil_div(args.p.m, kTokens), y = token_blocks < 65535 ? token_blocks : 65535;
+  const dim3 grid(static_cast<unsigned>(row_blocks(args.plan, args.p.n) * args.plan.split()), static_cast<unsigned>(y),
+                  static_cast<unsigned>(ceil_div(token_blocks, y)));
+  launch(kernel, {grid, kThreads, shared, stream, kCluster ? static_cast<unsigned>(args.plan.split()) : 0}, args);
+}
+
+template <class X, bool kZero, bool kCluster>
+void run(const Args& args, CudaStream stream) {
+  const int span = span_of(args.p.group, args.p.k);
+  auto tokens = [&](auto constant) {
+    constexpr int kSpan = decltype(constant)::value;
+    switch (args.plan.tokens) {
+      case 8: return run<X, 8, kSpan, kZero, kCluster>(args, stream);
+      case 16: return run<X, 16, kSpan, kZero, kCluster>(args, stream);
+      default: return run<X, 32, kSpan, kZero, kCluster>(args, stream);
+    }
+  };
+  switch (span) {
+    case 128: return tokens(std::integral_constant<int, 128>{});
+    case 64: return tokens(std::integral_constant<int, 64>{});
+    case 32: return tokens(std::integral_constant<int, 32>{});
+    default: return run<X, 16, 8, kZero, kCluster>(args, stream);
+  }
+}
+
+// int4_mm; workspace: workspace_floats of them.
+template <bool kCluster>
+void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+  const bool f32 = p.x_dtype == Dtype::f32;
+  const int slabs = slabs_of(plan, kCluster, f32);
+  Args args{p, plan, slabs > 1 ? workspace : nullptr};
+  if (f32) args.p = copied(p, workspace + ceil_div(slabs * p.m * p.n, 4) * 4, p.k, stream);
+  if (p.x_dtype == Dtype::f16)
+    p.zero_point ? run<ptx::F16, true, kCluster>(args, stream) : run<ptx::F16, false, kCluster>(args, stream);
+  else
+    p.zero_point ? run<ptx::Bf16, true, kCluster>(args, stream) : run<ptx::Bf16, false, kCluster>(args, stream);
+  if (args.partial) add(p, workspace, slabs, stream);
+}
+
+// int8_int4_mm: p.x holds codes in the order of quantized_k, rows of whole sixteens.
+template <bool kCluster>
+void run_int8(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+  const int slabs = slabs_of(plan, kCluster, false);
+  const Args args{p, plan, slabs > 1 ? workspace : nullptr};
+  p.zero_point ? run<ptx::S8, true, kCluster>(args, stream) : run<ptx::S8, false, kCluster>(args, stream);
+  if (args.partial) add(p, workspace, slabs, stream);
+}
+
+}  // namespace
+}  // namespace aoq::int4_skinny

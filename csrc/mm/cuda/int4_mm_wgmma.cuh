@@ -1,0 +1,413 @@
+// Many rows of x (tokens) times int4 weights on Hopper: wgmma with w as A, decoded in registers.
+//
+//   One warp copies: boxes of x, of packed w, of scales and zero points to a ring of stages in shared memory, each of
+//   128 columns (TMA; what lies beyond n, k and m arrives as zeros). A row tile of packed w is a row of its tensor, and
+//   a lane's sixteen bytes of a tile are its share of A of four wgmmas, as they are of four mma.m16n8k16
+//   (formats/int4_cuda.h): 512 bytes a warp, read without bank conflicts.
+//   Two warpgroups multiply. Codes minus 8 are exact in 16 bits, their products with x exact in fp32; after each span
+//   of k, which lies in one group, a row's sums are multiplied with its scale. So weights are never rounded. The zero
+//   point's share, (8 - zero) * scale * (sum of x), takes the sums of x that a kernel before this one wrote. A
+//   warpgroup decodes the next tile while its last ones are multiplied.
+//   Blocks of a cluster that share a tile along k add up through its shared memory, always in the same order.
+#pragma once
+#include <type_traits>
+
+#include "cuda/hopper.cuh"
+#include "mm/cuda/int4_mm_wgmma_plan.h"
+#include "mm/cuda/packed_mm.cuh"
+
+namespace aoq::int4_wgmma {
+namespace {
+
+struct Args {
+  PackedMm p;
+  Plan plan;
+  const float* x_sums;  // [spans of k][m_pitch]: of each row of x, over each span
+  int64_t m_pitch;
+  int64_t row_tiles, token_tiles;
+};
+
+// Of x in memory: whole sixteen bytes, the last ones filled up with zeros.
+template <class X>
+constexpr int64_t x_columns(int64_t k) {
+  constexpr int kSixteen = 16 / Math<X>::kBytes;
+  return ceil_div(k, kSixteen) * kSixteen;
+}
+
+struct Maps {
+  hopper::TensorMap x, codes, scale, zero_point;
+};
+
+// Which tile a block has, and its rank in the cluster: in shared memory, as the main loop needs every register.
+struct Place {
+  int row, token;
+  uint32_t rank;
+};
+static_assert(sizeof(Place) <= kPlaceBytes);
+
+// What a warpgroup multiplies at a time: sums of fewer tokens leave registers for more totals.
+constexpr int part_of(int tokens, int halves) { return halves == 2 && tokens > 64 ? 64 : tokens; }
+
+template <class X, int kTokens, int kHalves, int kSpan, bool kZero>
+__global__ void __launch_bounds__(kThreads, 1)
+    multiply(const __grid_constant__ Maps maps, const __grid_constant__ Args args) {
+  using M = Math<X>;
+  constexpr int kPart = part_of(kTokens, kHalves), kParts = kTokens / kPart, kSpans = kStepK / kSpan;
+  constexpr int kSums = kPart / 2, kAtomK = 16 * M::kWords, kAtoms = 64 / kAtomK, kRows = 128 * kHalves;
+  const PackedMm& p = args.p;
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const uint32_t split = static_cast<uint32_t>(args.plan.split), stages = static_cast<uint32_t>(args.plan.stages);
+  const uint32_t rank = blockIdx.x % split;
+  const Tile tile = tile_of(blockIdx.x / split, args.row_tiles, args.token_tiles);
+  const int row_block = static_cast<int>(tile.row), token_block = static_cast<int>(tile.token);
+  const Steps steps = steps_of(p.k, static_cast<int>(split), static_cast<int>(rank));
+  const uint32_t count = static_cast<uint32_t>(steps.end - steps.begin);
+  const int scale_bytes = p.scale_dtype == Dtype::f32 ? 4 : 2;
+  const Stage stage = stage_of(kTokens, kHalves, kSpan, kZero, M::kBytes, scale_bytes);
+
+  char* const shared = hopper::shared_memory();
+  const int64_t in_stages = stages * stage.bytes, in_sums = sum_bytes(kTokens, kRows);
+  auto* const full = reinterpret_cast<hopper::Barrier*>(shared + (in_stages > in_sums ? in_stages : in_sums));
+  auto* const empty = full + stages;
+  auto* const place = reinterpret_cast<Place*>(empty + stages);
+  if (threadIdx.x == 0) {
+    *place = {row_block, token_block, rank};
+    for (uint32_t i = 0; i < stages; ++i) {
+      hopper::init(full + i, 1);
+      hopper::init(empty + i, kConsumers / 32);
+    }
+    hopper::fence_init();
+  }
+  __syncthreads();
+
+  if (warp >= kConsumers / 32) {  // ---- the warpgroup of which one thread copies
+    hopper::shrink_registers<40>();
+    if (threadIdx.x == kConsumers) {
+      const uint32_t bytes = static_cast<uint32_t>(kTokens * kStepK * M::kBytes + kHalves * 8 * 1024 +
+                                                   (kZero ? 2 : 1) * kHalves * 8 * kSpans * 16 * scale_bytes +
+                                                   (kZero ? kSpans * kTokens * 4 : 0));
+      const int row_tile = row_block * 8 * kHalves, token = token_block * kTokens;
+      auto each_box_of_w = [&](uint32_t step, auto visit) {  // visit(map, column, place in a stage)
+        const int unit = static_cast<int>(steps.begin + step);
+        const int group = p.group >= p.k ? 0 : unit * kStepK / static_cast<int>(p.group);
+        visit(maps.codes, unit * 256, stage.codes);
+        visit(maps.scale, group * 16, stage.scale);
+        if constexpr (kZero) visit(maps.zero_point, group * 16, stage.zero_point);
+      };
+#pragma unroll 1
+      for (uint32_t step = 0; step < count && step < stages; ++step)
+        each_box_of_w(step,
+                      [&](const hopper::TensorMap& map, int column, int) { hopper::fetch_box(map, column, row_tile); });
+      ptx::wait_for_kernel_before();
+      auto copy_w = [&](uint32_t step, char* at, hopper::Barrier* barrier) {
+        hopper::arrive_expecting(barrier, bytes);
+        each_box_of_w(step, [&](const hopper::TensorMap& map, int column, int place) {
+          hopper::copy_box(at + place, map, column, row_tile, barrier);
+        });
+      };
+      for (uint32_t step = 0; step < count && step < stages; ++step)
+        copy_w(step, shared + step * stage.bytes, full + step);
+      uint32_t slot = 0, parity = 1;
+      for (uint32_t step = 0; step < count; ++step) {
+        char* const at = shared + slot * stage.bytes;
+        if (step >= stages) {
+          hopper::wait(empty + slot, parity);
+          copy_w(step, at, full + slot);
+        }
+        const int unit = static_cast<int>(steps.begin + step);
+#pragma unroll
+        for (int box = 0; box < M::kBytes; ++box)
+          hopper::copy_box(at + box * kTokens * wgmma::kRowBytes, maps.x,
+                           unit * kStepK + box * wgmma::kRowBytes / M::kBytes, token, full + slot);
+        if constexpr (kZero)
+#pragma unroll
+          for (int span = 0; span < kSpans; ++span)
+            hopper::copy_bytes(at + stage.x_sum + span * kTokens * 4,
+                               args.x_sums + (unit * int64_t{kSpans} + span) * args.m_pitch + token, kTokens * 4,
+                               full + slot);
+        if (++slot == stages) {
+          slot = 0;
+          parity ^= 1;
+        }
+      }
+      ptx::start_kernel_after();
+    }
+    if (split > 1) {  // as the others below
+      ptx::cluster_barrier();
+      ptx::cluster_barrier();
+    }
+    return;
+  }
+
+  // ---- the warps that multiply
+  hopper::grow_registers<232>();
+  const ScaleReader reader(p.scale_dtype, lane / 4);
+  const int first_tile = warp / 4 * 4 * kHalves + warp % 4;  // row tile of the block, of the first half
+  float total[kHalves][kParts][kSums] = {};
+  typename M::Sum sum[kSums];
+  uint32_t a[2][kAtoms][4];
+  uint32_t slot = 0, parity = 0;
+
+  auto decode = [&](const char* at, int half, int tile_k) {
+    const auto codes =
+        *reinterpret_cast<const int4_cuda::Lane*>(at + stage.codes + (first_tile + 4 * half) * 1024 +
+                                                  tile_k * int4_cuda::kTileBytes + lane * int4_cuda::kLaneBytes);
+#pragma unroll
+    for (int atom = 0; atom < kAtoms; ++atom) M::decode(&codes.word[atom * M::kWords], a[tile_k][atom]);
+  };
+  // Columns [first, first + count) of a stage.
+  auto multiply_columns = [&](const char* at, int part, int first, int count, bool begins) {
+    hopper::fence();
+#pragma unroll
+    for (int k = first; k < first + count; k += kAtomK) {
+      const int in_row = k * M::kBytes % wgmma::kRowBytes;
+      const char* const box = at + (k * M::kBytes / wgmma::kRowBytes * kTokens + part * kPart) * wgmma::kRowBytes;
+      hopper::multiply(X{}, sum, a[k / 64][k % 64 / kAtomK], hopper::descriptor(box) + in_row / 16,
+                       !begins || k > first);
+    }
+    hopper::commit();
+  };
+
+  hopper::wait(full, 0);
+  decode(shared, 0, 0);
+  for (uint32_t left = count; left; --left) {
+    const char* const at = shared + slot * stage.bytes;
+    const uint32_t next_slot = slot + 1 == stages ? 0 : slot + 1, next_parity = parity ^ (next_slot == 0);
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half)
+#pragma unroll
+      for (int span = 0; span < kSpans; ++span)
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          // While a tile is multiplied, the next one is decoded: in the place of the one before it, if that is over.
+          const bool last_part = part == kParts - 1;
+          if constexpr (kSpans == 1) {
+            multiply_columns(at, part, 0, 64, true);
+            if (part == 0) decode(at, half, 1);
+            multiply_columns(at, part, 64, 64, false);
+            if (last_part) hopper::finish<1>();
+          } else {
+            multiply_columns(at, part, span * kSpan, kSpan, true);
+            if (last_part && span == 0) decode(at, half, 1);
+          }
+          if (last_part && span == kSpans - 1) {
+            if (half + 1 < kHalves) {
+              decode(at, half + 1, 0);
+            } else if (left > 1) {
+              hopper::wait(full + next_slot, next_parity);
+              decode(shared + next_slot * stage.bytes, 0, 0);
+            }
+          }
+          const char* const scales = at + stage.scale +
+                                     ((first_tile + 4 * half) * kSpans + span) * static_cast<int>(reader.group()) +
+                                     reader.offset();
+          float scale[2], shift[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const auto word = [&](int from) {
+              return *reinterpret_cast<const uint32_t*>(scales + i * reader.half() + from);
+            };
+            const float value = reader.value(word(0));
+            if constexpr (kZero) shift[i] = (8 - reader.value(word(stage.zero_point - stage.scale))) * value;
+            scale[i] = value / M::kUnit;
+          }
+          auto add_zero_points = [&] {
+            const float* const x_sums =
+                reinterpret_cast<const float*>(at + stage.x_sum) + span * kTokens + part * kPart;
+#pragma unroll
+            for (int i = 0; i < kSums; ++i)
+              total[half][part][i] =
+                  __fmaf_rn(x_sums[wgmma::sum_at(lane, i).column], shift[i / 2 % 2], total[half][part][i]);
+          };
+          // While products are made; sums of bytes become floats after that, and there are no registers for both.
+          constexpr bool kEarly = M::kBytes == 2;
+          if constexpr (kZero && kEarly) add_zero_points();
+          hopper::finish<0>();
+          hopper::settle(sum);
+#pragma unroll
+          for (int i = 0; i < kSums; ++i)
+            total[half][part][i] = __fmaf_rn(static_cast<float>(sum[i]), scale[i / 2 % 2], total[half][part][i]);
+          if constexpr (kZero && !kEarly) add_zero_points();
+        }
+    __syncwarp();
+    if (lane == 0) hopper::arrive(empty + slot);
+    slot = next_slot;
+    parity = next_parity;
+  }
+
+  // ---- add up, in one order, and store
+  hopper::meet(1, kConsumers);  // the stages are free
+  constexpr int kPitch = sum_pitch(kRows);
+  float* const sums = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half)
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        const wgmma::SumAt at = wgmma::sum_at(lane, i);
+        sums[(part * kPart + at.column) * kPitch + (first_tile + 4 * half) * 16 + at.row] = total[half][part][i];
+      }
+  if (split > 1)
+    ptx::cluster_barrier();
+  else
+    hopper::meet(1, kConsumers);
+  const Place here = *place;
+  const int64_t first_token = int64_t{here.token} * kTokens, first_row = int64_t{here.row} * kRows;
+  const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
+  const int begin = static_cast<int>(tokens * here.rank / split);
+  const int end = static_cast<int>(tokens * (here.rank + 1) / split);
+  constexpr int kWidth = 8, kChunks = kRows / kWidth;
+  for (int index = begin * kChunks + static_cast<int>(threadIdx.x); index < end * kChunks; index += kConsumers) {
+    const int token = index / kChunks, in_tile = index % kChunks * kWidth;
+    const int64_t row = first_row + in_tile, m = first_token + token;
+    if (row >= p.n) continue;
+    float value[kWidth] = {};
+    for (uint32_t block = 0; block < split; ++block)
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        const float* const from = sums + token * kPitch + in_tile + i;
+        value[i] += split > 1 ? ptx::load_cluster(from, block) : *from;
+      }
+    const int left = static_cast<int>(p.n - row < kWidth ? p.n - row : kWidth);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i)
+      if (i < left) value[i] = finished(p, m, row + i, value[i]);
+    if (p.n % kWidth == 0 && p.out_dtype != Dtype::f32) {
+      int4_cuda::Lane packed;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        packed.word[i] = p.out_dtype == Dtype::bf16
+                             ? static_cast<uint32_t>(float_to_bf16(value[2 * i])) |
+                                   static_cast<uint32_t>(float_to_bf16(value[2 * i + 1])) << 16
+                             : ptx::f32_to_f16(value[2 * i]) | ptx::f32_to_f16(value[2 * i + 1]) << 16;
+      reinterpret_cast<int4_cuda::Lane*>(static_cast<uint16_t*>(p.out) + m * p.n + row)[0] = packed;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i)
+        if (i < left) store_float(p.out, p.out_dtype, m * p.n + row + i, value[i]);
+    }
+  }
+  if (split > 1) ptx::cluster_barrier();  // no block ends while another reads its sums
+}
+
+// ---- sums of x, for zero points
+
+// Of 32 bits of x.
+__device__ inline float sum_word(ptx::Bf16, uint32_t pair) {
+  return bits_to_float(pair << 16) + bits_to_float(pair & 0xffff0000);
+}
+__device__ inline float sum_word(ptx::F16, uint32_t pair) {
+  return ptx::f16_to_f32(pair & 0xffff) + ptx::f16_to_f32(pair >> 16);
+}
+__device__ inline float sum_word(ptx::S8, uint32_t quad) { return static_cast<float>(ptx::add_bytes(quad, 0)); }
+
+// sums[span][row]: of each row of x over each span of columns.
+constexpr int kSumThreads = 256;
+template <class X, int kSpan>
+__global__ void __launch_bounds__(kSumThreads) sum_spans(const PackedMm p, float* sums, int64_t pitch) {
+  constexpr int kWidth = 16 / Math<X>::kBytes, kTeam = kSpan / kWidth;  // values of a thread, threads of a sum
+  const int64_t spans = ceil_div(p.k, kStepK) * (kStepK / kSpan), teams = p.m * spans;
+  const int64_t blocks = ceil_div(teams * kTeam, kSumThreads);
+  for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {  // whole warps, for the shuffles
+    const int64_t item = block * kSumThreads + threadIdx.x, team = item / kTeam;
+    const int64_t row = team / spans, span = team % spans, k = span * kSpan + item % kTeam * kWidth;
+    float sum = 0;
+    if (team < teams && k < x_columns<X>(p.k)) {
+      const auto x = *reinterpret_cast<const int4_cuda::Lane*>(static_cast<const char*>(p.x) +
+                                                               (row * p.x_stride + k) * Math<X>::kBytes);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum += sum_word(X{}, x.word[i]);
+    }
+#pragma unroll
+    for (int i = kTeam / 2; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
+    if (team < teams && item % kTeam == 0) sums[span * pitch + row] = sum;
+  }
+}
+
+// ---- launching
+
+template <class X, int kTokens, int kHalves, int kSpan, bool kZero>
+void run(const Args& args, CudaStream stream) {
+  const PackedMm& p = args.p;
+  const int bytes = p.scale_dtype == Dtype::f32 ? 4 : 2, box_rows = 8 * kHalves;
+  const int64_t tiles = ceil_div(p.n, 16), tiles_k = ceil_div(p.k, 64), groups = ceil_div(p.k, p.group);
+  Maps maps{};
+  maps.x = hopper::tensor_map(p.x, Math<X>::kBytes, p.m, x_columns<X>(p.k), p.x_stride * Math<X>::kBytes, kTokens,
+                              wgmma::kRowBytes / Math<X>::kBytes, true);
+  maps.codes = hopper::tensor_map(p.packed, 4, tiles, tiles_k * 128, tiles_k * 512, box_rows, 256, false);
+  auto scales = [&](const void* data) {
+    return hopper::tensor_map(data, bytes, tiles, groups * 16, groups * 16 * bytes, box_rows, kStepK / kSpan * 16,
+                              false);
+  };
+  maps.scale = scales(p.scale);
+  maps.zero_point = scales(kZero ? p.zero_point : p.scale);
+  const Stage stage = stage_of(kTokens, kHalves, kSpan, kZero, Math<X>::kBytes, bytes);
+  const auto blocks = static_cast<unsigned>(args.row_tiles * args.token_tiles * args.plan.split);
+  launch(multiply<X, kTokens, kHalves, kSpan, kZero>,
+         {dim3(blocks), kThreads, shared_bytes(args.plan, stage), stream, static_cast<unsigned>(args.plan.split)}, maps,
+         args);
+}
+
+// Every instance for x of this kind.
+template <class X>
+void run_as(const PackedMm& p, const Plan& plan, float* x_sums, CudaStream stream) {
+  const int64_t pitch = sums_pitch(p.m);
+  const Args args{p, plan, x_sums, pitch, row_tiles(plan, p.n), token_tiles(plan, p.m)};
+  auto with = [&](auto span, auto zero) {
+    constexpr int kSpan = decltype(span)::value;
+    constexpr bool kZero = decltype(zero)::value;
+    if constexpr (kZero) {
+      const int64_t threads = p.m * ceil_div(p.k, kStepK) * (kStepK * Math<X>::kBytes / 16);
+      launch(sum_spans<X, kSpan>, {dim3(grid_for(threads, kSumThreads)), kSumThreads, 0, stream, 0}, p, x_sums, pitch);
+    }
+    switch (plan.tokens * 8 + plan.halves) {
+#define AOQ_INSTANCE(tokens, halves) \
+  case tokens * 8 + halves: return run<X, tokens, halves, kSpan, kZero>(args, stream);
+      AOQ_INT4_WGMMA_TILES(AOQ_INSTANCE)
+#undef AOQ_INSTANCE
+    }
+  };
+  auto with_span = [&](auto span) { p.zero_point ? with(span, std::true_type{}) : with(span, std::false_type{}); };
+  switch (span_of(p.group, p.k)) {
+    case 128: return with_span(std::integral_constant<int, 128>{});
+    case 64: return with_span(std::integral_constant<int, 64>{});
+    default: return with_span(std::integral_constant<int, 32>{});
+  }
+}
+
+// int4_mm; workspace as workspace_of says.
+template <class = void>
+void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+  const bool f32 = p.x_dtype == Dtype::f32, copies = needs_copy(p);
+  const int planes = f32 ? kPlanes : 1;
+  const Workspace at = workspace_of({p.m, p.n, p.k, p.group}, planes, copies, p.zero_point);
+  PackedMm mm = p;
+  if (copies) {
+    auto* const x = reinterpret_cast<uint16_t*>(workspace + at.copy);
+    launch(copy_rows, {dim3(grid_for(p.m * p.k, kAddThreads)), kAddThreads, 0, stream, 0}, p, x, copy_pitch(p.k));
+    mm.x = x;
+    mm.x_stride = copy_pitch(p.k);
+    mm.m = planes * p.m;
+  }
+  if (f32) {  // sums of planes, to be added up
+    mm.x_dtype = Dtype::bf16;
+    mm.bias = nullptr;
+    mm.out = workspace;
+    mm.out_dtype = Dtype::f32;
+  }
+  if (mm.x_dtype == Dtype::f16)
+    run_as<ptx::F16>(mm, plan, workspace + at.x_sum, stream);
+  else
+    run_as<ptx::Bf16>(mm, plan, workspace + at.x_sum, stream);
+  if (f32) add(p, workspace, planes, stream);
+}
+
+// int8_int4_mm: p.x holds codes in the order of quantized_k, rows of whole sixteens.
+template <class = void>
+void run_int8(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+  run_as<ptx::S8>(p, plan, workspace + workspace_of({p.m, p.n, p.k, p.group, 1}, 1, false, p.zero_point).x_sum, stream);
+}
+
+}  // namespace
+}  // namespace aoq::int4_wgmma

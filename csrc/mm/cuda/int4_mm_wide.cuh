@@ -1,0 +1,312 @@
+// Many rows of x (tokens) times int4 weights, on mma.sync: weights are A, so that 8 tokens are a fragment's columns.
+//
+//   A block multiplies 128 rows of w with 64 or 128 tokens, a stage of 128 bytes of each token after the other: x, its
+//   weights and, for zero points, the sums of x come to shared memory by cp.async, three stages ahead. Four warps share
+//   the rows, two the tokens: 32 x 64 sums each, of which a lane holds 64.
+//   A warp reads its tile's words as the lanes own them (formats/int4_cuda.h) and decodes each once for its 64 tokens;
+//   x comes back as B with ldmatrix, rows of 128 bytes whose sixteens are permuted by row: no two of eight rows share
+//   banks.
+//   Codes minus 8 are exact; after each span of k, which lies in one group, a row's sums are multiplied with its scale
+//   and the zero point's share, (8 - zero) * scale * (sum of x over the span), is added, in fp32.
+//   Blocks that share rows along k add up through memory, in order.
+//
+// Bound by the tensor cores from about 64 tokens (sm_80) on: a warp's 16 multiplications of 8 cycles take one ldmatrix
+// for each four and 22 other instructions for decoding.
+#pragma once
+#include "mm/cuda/int4_mm_wide_plan.h"
+#include "mm/cuda/packed_mm.cuh"
+#include "mm/cuda/wide.cuh"
+
+namespace aoq::int4_wide {
+namespace {
+
+struct Args {
+  PackedMm p;  // x: rows of whole, aligned sixteen bytes
+  int split;
+  uint32_t row_blocks, token_blocks;
+  int span;  // columns
+  uint32_t spans_of_group;
+  const float* x_sum;  // [m][spans], or null: no zero points
+  float* partial;      // [split][m][n], added up by `add_slabs`, or null: straight to out
+};
+
+template <class X, int kTokens>
+__global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(const Args args) {
+  using M = Math<X>;
+  using Sum = typename M::Sum;
+  constexpr int kBytes = M::kBytes, kColumns = kXBytes / kBytes, kTilesK = kColumns / 64;  // of a stage
+  constexpr int kTiles = kRows / kWarpsN / 16, kEights = kTokens * kWarpsN / kWarps / 8;   // of a warp
+  constexpr int kStageBytes = stage_bytes(kTokens, kBytes), kWeights = kTokens * kXBytes;
+  constexpr int kStages = stages(kBytes), kXSums = kWeights + weight_bytes(kBytes);
+  const PackedMm& p = args.p;
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int warp_n = warp % kWarpsN, warp_m = warp / kWarpsN;
+  const Place place = place_of(blockIdx.x, args.row_blocks, args.token_blocks);
+  const int64_t first_token = place.tokens * kTokens, first_row = place.rows * kRows;
+  const int64_t tiles_n = ceil_div(p.n, 16);
+  const int columns = static_cast<int>(p.k), tiles_k = (columns + 63) / 64,
+            spans = (columns + args.span - 1) / args.span;
+  const Share units = share(ceil_div(p.k, 128), blockIdx.y, args.split);  // of 128 columns
+  const int begin = static_cast<int>(128 * units.begin), end = static_cast<int>(128 * units.end);
+  const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
+  char* const shared = ptx::shared_memory();
+
+  // ---- copies of a stage, `k` its first column: what lies beyond m and k is 0 (of bytes, whose sixteens are out
+  // of order, in memory too), rows beyond n are some row's
+  const int sixteen = static_cast<int>(threadIdx.x % 8), x_row = static_cast<int>(threadIdx.x / 8);
+  const int x_left = columns * kBytes - 16 * sixteen;
+  const int x_to = x_row * kXBytes + 16 * (sixteen ^ x_row % 8);
+  const char* const x = static_cast<const char*>(p.x) + (first_token + x_row) * p.x_stride * kBytes + 16 * sixteen;
+  const int64_t row_tile = first_row / 16 + warp < tiles_n ? first_row / 16 + warp : tiles_n - 1;
+  const uint8_t* const codes = p.packed + row_tile * tiles_k * int4_cuda::kTileBytes + lane * int4_cuda::kLaneBytes;
+  auto copy = [&](char* stage, int k) {
+    const int left = x_left - k * kBytes, bytes = left <= 0 ? 0 : left < 16 && kBytes == 2 ? left : 16;
+#pragma unroll
+    for (int i = 0; i < kTokens / 32; ++i) {
+      const bool real = x_row + 32 * i < tokens && bytes;
+      ptx::copy_async(stage + x_to + 32 * i * kXBytes, real ? x + (32 * i * p.x_stride + k) * kBytes : p.x,
+                      real ? bytes : 0);
+    }
+#pragma unroll
+    for (int i = 0; i < kTilesK; ++i) {
+      const bool real = k / 64 + i < tiles_k;
+      ptx::copy_async(stage + kWeights + ((i * kWarps + warp) * 32 + lane) * 16,
+                      real ? codes + static_cast<int64_t>(k / 64 + i) * int4_cuda::kTileBytes : codes, real ? 16 : 0);
+    }
+    if (args.x_sum && threadIdx.x < kTokens) {
+      const float* const of_token = args.x_sum + (first_token + threadIdx.x) * spans;
+      const int first = k / args.span;
+#pragma unroll
+      for (int i = 0; i < most_spans(kBytes); ++i) {
+        const bool real = static_cast<int>(threadIdx.x) < tokens && first + i < spans;
+        ptx::copy_async_word(stage + kXSums + 4 * (i * kTokens + static_cast<int>(threadIdx.x)),
+                             real ? of_token + first + i : args.x_sum, real);
+      }
+    }
+  };
+
+  // ---- scales and zero points of the span to come
+  const ScaleReader reader(p.scale_dtype, lane / 4);
+  const uint32_t groups = static_cast<uint32_t>(ceil_div(p.k, p.group));
+  const uint32_t first_span = static_cast<uint32_t>(begin / args.span), first_group = first_span / args.spans_of_group;
+  uint32_t groups_left = groups - first_group, spans_left = args.spans_of_group - first_span % args.spans_of_group;
+  const char* scales;  // of the warp's first tile of rows
+  static_assert(kTiles == 2, "one more");
+  uint32_t to_tile = 0;
+  const int64_t to_zero_point = static_cast<const char*>(p.zero_point) - static_cast<const char*>(p.scale);
+  {
+    const int64_t wanted = first_row / 16 + warp_n * kTiles, tile = wanted < tiles_n ? wanted : tiles_n - 1;
+    scales = static_cast<const char*>(p.scale) + (tile * groups + first_group) * static_cast<int64_t>(reader.group()) +
+             reader.offset();
+    if (wanted + 1 < tiles_n) to_tile = groups * reader.group();
+  }
+  uint32_t scale_words[kTiles][2], zero_words[kTiles][2] = {};
+  auto load_scales = [&] {
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const char* at = scales + r * to_tile + half * reader.half();
+        scale_words[r][half] = ptx::load_ahead(at);
+        if (args.x_sum) zero_words[r][half] = ptx::load_ahead(at + to_zero_point);
+      }
+  };
+
+  // ---- sums: of a span, and of all
+  float total[kTiles][kEights][4] = {};
+  Sum sum[kTiles][kEights][4];
+  auto start_span = [&] {
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int j = 0; j < kEights; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[r][j][i] = M::kZero;
+  };
+  auto end_span = [&](const char* x_sums) {
+    float scale[kTiles][2], shift[kTiles][2];
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        scale[r][half] = reader.value(scale_words[r][half]);
+        shift[r][half] = (8 - reader.value(zero_words[r][half])) * scale[r][half];
+        scale[r][half] /= M::kUnit;
+      }
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int j = 0; j < kEights; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) total[r][j][i] = __fmaf_rn(M::value(sum[r][j][i]), scale[r][i / 2], total[r][j][i]);
+    if (args.x_sum) {
+      const float* of_x = reinterpret_cast<const float*>(x_sums) + warp_m * 8 * kEights + 2 * (lane % 4);
+#pragma unroll
+      for (int j = 0; j < kEights; ++j)
+#pragma unroll
+        for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) total[r][j][i] = __fmaf_rn(of_x[8 * j + i % 2], shift[r][i / 2], total[r][j][i]);
+    }
+    start_span();
+    if (--spans_left == 0) {
+      spans_left = args.spans_of_group;
+      if (groups_left > 1) {  // beyond k sums are 0
+        --groups_left;
+        scales += reader.group();
+      }
+    }
+    load_scales();
+  };
+
+  // ---- a stage
+  int columns_left = args.span;
+  // A load brings the fragments of twice eight tokens for one multiplication: the fewest registers.
+  const int b_from = (warp_m * 8 * kEights + lane / 16 * 8 + lane % 8) * kXBytes + 16 * (lane / 8 % 2 ^ lane % 8);
+  auto multiply_stage = [&](const char* stage) {
+    const char* x_sums = stage + kXSums;
+    auto advance = [&](int columns) {
+      if ((columns_left -= columns) == 0) {
+        end_span(x_sums);
+        columns_left = args.span;
+        x_sums += 4 * kTokens;
+      }
+    };
+    ptx::U32x4 words[kTiles];
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      constexpr int kPairs = 2 / kTilesK;  // of a tile
+#pragma unroll
+      for (int r = 0; r < kTiles; ++r)
+        if (pair % kPairs == 0)
+          words[r] =
+              ptx::load_shared(stage + kWeights + ((pair / kPairs * kWarps + warp_n * kTiles + r) * 32 + lane) * 16);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        ptx::U32x4 b[kEights / 2];
+#pragma unroll
+        for (int j = 0; j < kEights / 2; ++j)
+          b[j] = ptx::load_matrices(stage + 16 * j * kXBytes + (b_from ^ (64 * pair + 32 * half)));
+#pragma unroll
+        for (int r = 0; r < kTiles; ++r) {
+          uint32_t a[4];
+          M::decode(&words[r].word[(pair % kPairs * 2 + half) * M::kWords], a);
+#pragma unroll
+          for (int j = 0; j < kEights; ++j)
+            M::multiply(sum[r][j], a, b[j / 2].word[j % 2 * 2], b[j / 2].word[j % 2 * 2 + 1]);
+        }
+        if constexpr (kBytes == 1) advance(32);
+      }
+      if constexpr (kBytes == 2) advance(32);
+    }
+  };
+
+  // ---- this block's columns
+  start_span();
+  load_scales();
+  char* stage = shared;  // the next to be copied, and then the next to be multiplied: the oldest
+  auto copy_next = [&](int k) {
+    if (k < end) copy(stage, k);
+    ptx::group_copies();  // maybe none: then later groups count alike
+    stage += kStageBytes;
+    if (stage == shared + kStages * kStageBytes) stage = shared;
+  };
+#pragma unroll
+  for (int ahead = 0; ahead < kStages - 1; ++ahead) copy_next(begin + ahead * kColumns);
+  for (int k = begin; k < end; k += kColumns) {
+    ptx::wait_for_groups<kStages - 2>();
+    __syncthreads();  // all see this stage, and have used the one before, whose place the next copies take
+    copy_next(k + (kStages - 1) * kColumns);
+    multiply_stage(stage);
+  }
+
+  ptx::wait_for_groups<0>();
+  __syncthreads();
+  store_sums(p, args.partial, total, shared, first_row, first_token, tokens);
+}
+
+__device__ inline float sum_sixteen(ptx::Bf16, ptx::U32x4 pairs, int count) {
+  float sum = 0;
+#pragma unroll
+  for (int e = 0; e < 8; ++e)
+    if (e < count) sum += bits_to_float(e % 2 ? pairs.word[e / 2] & 0xffff0000 : pairs.word[e / 2] << 16);
+  return sum;
+}
+__device__ inline float sum_sixteen(ptx::F16, ptx::U32x4 pairs, int count) {
+  float sum = 0;
+#pragma unroll
+  for (int e = 0; e < 8; ++e)
+    if (e < count) sum += ptx::f16_to_f32(pairs.word[e / 2] >> 16 * (e % 2));
+  return sum;
+}
+__device__ inline float sum_sixteen(ptx::S8, ptx::U32x4 codes, int) {  // zeros from k on
+  int sum = 0;
+#pragma unroll
+  for (int word = 0; word < 4; ++word) sum = ptx::add_bytes(codes.word[word], sum);
+  return static_cast<float>(sum);
+}
+
+// The sums of x over each span: eight lanes take one, sixteen bytes at a time.
+template <class X>
+__global__ void __launch_bounds__(kAddThreads) sum_spans(const PackedMm p, int span, float* x_sum) {
+  constexpr int kStep = 16 / Math<X>::kBytes;
+  const int columns = static_cast<int>(p.k), spans = (columns + span - 1) / span;
+  const int lane = static_cast<int>(threadIdx.x % 8);
+  for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
+    const char* const x = static_cast<const char*>(p.x) + row * p.x_stride * Math<X>::kBytes;
+    for (int i = static_cast<int>(threadIdx.x) / 8; i < (spans + 3) / 4 * 4; i += kAddThreads / 8) {  // whole warps
+      const int first = (i < spans ? i : spans - 1) * span, last = span < columns - first ? first + span : columns;
+      float sum = 0;
+      for (int k = first + kStep * lane; k < last; k += kStep * 8)
+        sum += sum_sixteen(X{}, ptx::load_sixteen(x + int64_t{k} * Math<X>::kBytes), last - k);
+      for (int width = 4; width > 0; width /= 2) sum += __shfl_down_sync(~0u, sum, width, 8);
+      if (lane == 0 && i < spans) x_sum[row * spans + i] = sum;
+    }
+  }
+}
+
+// ---- launching
+
+template <class X>
+void run(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, CudaStream stream) {
+  const int span = static_cast<int>(span_of(p.group, p.k));
+  const Args args{.p = p,
+                  .split = plan.split,
+                  .row_blocks = static_cast<uint32_t>(row_blocks(p.n)),
+                  .token_blocks = static_cast<uint32_t>(token_blocks(plan, p.m)),
+                  .span = span,
+                  .spans_of_group = p.group >= p.k ? ~0u : static_cast<uint32_t>(p.group / span),
+                  .x_sum = p.zero_point ? x_sum : nullptr,
+                  .partial = partial};
+  if (p.zero_point) launch(sum_spans<X>, {dim3(grid_for(p.m, 1)), kAddThreads, 0, stream, 0}, p, span, x_sum);
+  const dim3 grid(args.row_blocks * args.token_blocks, static_cast<unsigned>(plan.split));
+  const int64_t shared = shared_bytes(plan.tokens, Math<X>::kBytes);
+  launch(plan.tokens == 64 ? multiply<X, 64> : multiply<X, 128>, {grid, kThreads, shared, stream, 0}, args);
+}
+
+// int4_mm; workspace as workspace_of says.
+template <class = void>
+void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+  const int planes = p.x_dtype == Dtype::f32 ? kPlanes : 1, slabs = plan.split * planes;
+  const bool copies = needs_copy(p);
+  const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.group}, planes, copies, p.zero_point);
+  const PackedMm mm = copies ? copied(p, workspace + at.copy, copy_pitch(p.k), stream) : p;
+  float* const partial = slabs > 1 ? workspace : nullptr;
+  if (mm.x_dtype == Dtype::f16)
+    run<ptx::F16>(mm, plan, partial, workspace + at.x_sum, stream);
+  else
+    run<ptx::Bf16>(mm, plan, partial, workspace + at.x_sum, stream);
+  if (partial) add(p, partial, slabs, stream);
+}
+
+// int8_int4_mm: p.x holds codes in the order of quantized_k, rows of whole sixteens.
+template <class = void>
+void run_int8(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+  const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.group, 1}, 1, false, p.zero_point);
+  float* const partial = plan.split > 1 ? workspace : nullptr;
+  run<ptx::S8>(p, plan, partial, workspace + at.x_sum, stream);
+  if (partial) add(p, partial, plan.split, stream);
+}
+
+}  // namespace
+}  // namespace aoq::int4_wide

@@ -1,0 +1,72 @@
+// How blocks of kernels for many rows of x (mm/cuda/wide_plan.h) end.
+#pragma once
+#include "mm/cuda/packed_mm.cuh"
+#include "mm/cuda/wide_plan.h"
+
+namespace aoq::wide {
+namespace {
+
+struct alignas(16) FourFloats {
+  float value[4];
+};
+struct alignas(8) FourHalves {
+  uint16_t value[4];
+};
+__device__ inline FourHalves halves(const float (&value)[4], Dtype dtype) {
+  FourHalves four;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    four.value[i] = static_cast<uint16_t>(dtype == Dtype::bf16 ? float_to_bf16(value[i]) : ptx::f32_to_f16(value[i]));
+  return four;
+}
+
+// The sums of a block's fragments to out, or to slab blockIdx.y of `partial`: through its shared memory, which all
+// threads have left, so that rows are stored whole.
+template <int kTiles, int kEights>
+__device__ void store_sums(const PackedMm& p, float* partial, const float (&total)[kTiles][kEights][4], char* shared,
+                           int64_t first_row, int64_t first_token, int tokens) {
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int warp_n = warp % kWarpsN, warp_m = warp / kWarpsN;
+  float* const sums = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+    for (int j = 0; j < kEights; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = (warp_m * kEights + j) * 8 + 2 * (lane % 4) + i % 2;
+        const int row = (warp_n * kTiles + r) * 16 + lane / 4 + 8 * (i / 2);
+        sums[token * kSumPitch + row] = total[r][j][i];
+      }
+  __syncthreads();
+  const int64_t n = first_row + 4 * lane;
+  const bool whole =
+      p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % 8 == 0 && (partial || p.out_dtype != Dtype::f32);
+  for (int token = warp; token < tokens; token += kWarps) {
+    const int64_t m = first_token + token;
+    float value[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) value[i] = sums[token * kSumPitch + 4 * lane + i];
+    if (partial) {
+      float* const slab = partial + (blockIdx.y * p.m + m) * p.n;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (!whole && n + i < p.n) slab[n + i] = value[i];
+      if (whole && n < p.n) *reinterpret_cast<FourFloats*>(slab + n) = {{value[0], value[1], value[2], value[3]}};
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (n + i < p.n) value[i] = finished(p, m, n + i, value[i]);
+    if (whole && n < p.n) {
+      *reinterpret_cast<FourHalves*>(static_cast<uint16_t*>(p.out) + m * p.n + n) = halves(value, p.out_dtype);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (n + i < p.n) store_float(p.out, p.out_dtype, m * p.n + n + i, value[i]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace aoq::wide

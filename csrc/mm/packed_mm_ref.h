@@ -1,0 +1,64 @@
+// The truth, and what runs anywhere: decode sixteen rows of w, then multiply in fp64.
+//
+// Format: kUnitK, kMid, kInt8, and code(unit, row, k): the stored code, k within the unit.
+#pragma once
+#include "simd/vec_ref.h"
+
+#include "base/parallel.h"
+#include "mm/packed_mm_row.h"
+#include "rows/quantize_row.h"
+
+namespace {
+
+template <class Format>
+void multiply_ref(const aoq::PackedMm& p) {
+  using aoq::ceil_div;
+  using aoq::kUnitN;
+  const int64_t units = ceil_div(p.k, Format::kUnitK), groups = ceil_div(p.k, p.group);
+  const Scratch<double> x(p.m * p.k);  // the integers, where x is quantized
+  const Scratch<RowScale> x_scale(p.m);
+  auto rows = [&](int64_t begin, int64_t end) {
+    const Scratch<int8_t> codes(p.k + kVec);
+    const RowsOfX given(p, 1);
+    for (int64_t m = begin; m < end; ++m) {
+      const void* row = given.load(m, 0);
+      x_scale.get()[m] = {1, 0};
+      if (Format::kInt8)
+        x_scale.get()[m] = quantize_row(row, p.x_dtype, p.k, p.x_asymmetric, aoq::Dtype::f32, codes.get());
+      for (int64_t k = 0; k < p.k; ++k)
+        x.get()[m * p.k + k] = Format::kInt8 ? codes.get()[k] : load_float(row, p.x_dtype, k);
+    }
+  };
+  parallel(p.m, 1 + 16384 / p.k, rows);
+  auto blocks = [&](int64_t begin, int64_t end) {
+    const Scratch<double> weights(p.k * kUnitN);  // [k][16]
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kUnitN, count = p.n - first < kUnitN ? p.n - first : kUnitN;
+      for (int64_t k = 0; k < p.k; ++k) {
+        const uint8_t* unit = p.packed + (block * units + k / Format::kUnitK) * aoq::kUnitBytes;
+        for (int64_t i = 0; i < kUnitN; ++i) {
+          const int64_t at = (block * groups + k / p.group) * kUnitN + i;
+          const double zero = p.zero_point ? load_float(p.zero_point, p.scale_dtype, at) : Format::kMid;
+          const double code = Format::code(unit, i, k % Format::kUnitK);
+          weights.get()[k * kUnitN + i] = (code - zero) * load_float(p.scale, p.scale_dtype, at);
+        }
+      }
+      for (int64_t m = 0; m < p.m; ++m) {
+        double sum[kUnitN] = {};
+        for (int64_t k = 0; k < p.k; ++k)
+          for (int64_t i = 0; i < kUnitN; ++i) sum[i] += x.get()[m * p.k + k] * weights.get()[k * kUnitN + i];
+        const RowScale row = x_scale.get()[m];
+        for (int64_t i = 0; i < count; ++i) {
+          const double shift = row.zero_point != 0 ? row.zero_point * static_cast<double>(p.w_sum[first + i]) : 0;
+          const double bias = p.bias ? load_float(p.bias, p.bias_dtype, first + i) : 0;
+          const double scale = p.x_scale ? p.x_scale[m * p.x_scale_stride] : row.scale;
+          const double value = (sum[i] - shift) * scale + bias;
+          store_float(p.out, p.out_dtype, m * p.n + first + i, static_cast<float>(value));
+        }
+      }
+    }
+  };
+  parallel(ceil_div(p.n, kUnitN), 1, blocks);
+}
+
+}  // namespace

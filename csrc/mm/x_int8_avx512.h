@@ -1,0 +1,35 @@
+// int8 activations without VNNI: codes and activations widened to 16 bits, pairs of products added to each int32.
+#pragma once
+#include "simd/vec_avx512.h"
+
+#include "mm/packed_mm_vector.h"
+
+namespace {
+
+struct Int8Avx512 : Avx512 {
+  // Not __m512i: GCC 12 keeps arrays of that in memory, with a copy for every use.
+  using Sum = __v16si;
+  using Raw = __m512i;
+  using Weight = __m512i;
+  using X = uint32_t;  // two int16
+  static constexpr bool kInt8 = true, kScaleLast = false;
+  static constexpr float kOffset = 0;
+  static constexpr int kStep = 2, kTileRows = 12, kFusedTile = 8, kFusedRows = 1 << 30;
+
+  static Sum zero() { return Sum{}; }
+  static Sum start(int32_t value) { return (Sum)_mm512_set1_epi32(value); }
+  static Vec to_float(Sum sum) { return _mm512_cvtepi32_ps((__m512i)sum); }
+  static Sum add(Sum a, Sum b) { return a + b; }
+  using Avx512::add;
+  static Raw load_raw(const uint8_t* unit) { return _mm512_loadu_si512(unit); }
+  static Weight load_weight(const float* data) { return _mm512_loadu_si512(data); }
+  static void store_weight(float* data, Weight weight) { _mm512_storeu_si512(data, weight); }
+  static Sum dot(Sum sum, Weight weight, const X* x) {
+    return sum + (Sum)_mm512_madd_epi16(weight, _mm512_set1_epi32(static_cast<int>(*x)));
+  }
+  static X pair(int8_t low, int8_t high) {
+    return static_cast<uint16_t>(low) | static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;
+  }
+};
+
+}  // namespace

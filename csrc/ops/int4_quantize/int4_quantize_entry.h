@@ -1,0 +1,54 @@
+// What int4_quantize checks and allocates, on any device.
+#pragma once
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "base/check.h"
+#include "formats/packed.h"
+#include "ops/int4_quantize/int4_quantize.h"
+
+namespace aoq {
+
+inline Int4Mapping parse_int4_mapping(const std::string& mapping, const char* op) {
+  if (mapping == "symmetric") return Int4Mapping::symmetric;
+  if (mapping == "asymmetric") return Int4Mapping::asymmetric;
+  check_value(mapping == "hqq", op, "mapping", "expected symmetric, asymmetric or hqq, got ", mapping);
+  return Int4Mapping::hqq;
+}
+
+// Calls run(Int4Quantize&) if there is anything to quantize.
+template <class Run>
+std::tuple<Tensor, Tensor, Tensor> int4_quantize_entry(const Tensor& w, int64_t group_size, const std::string& mapping,
+                                                       std::optional<ScalarType> scale_dtype, Run run) {
+  constexpr const char* op = "int4_quantize";
+  Int4Quantize args{};
+  args.w_dtype = float_dtype(w.scalar_type(), op, "w");
+  check_value(w.dim() == 2 && w.size(1) > 0, op, "w", "expected shape [n, k] with k > 0, got ", shape(w));
+  args.n = w.size(0);
+  args.k = w.size(1);
+  args.group = checked_group(group_size, args.k, op);
+  args.mapping = parse_int4_mapping(mapping, op);
+  const ScalarType stored = scale_dtype.value_or(w.scalar_type());
+  args.scale_dtype = float_dtype(stored, op, "scale_dtype");
+
+  const int64_t groups = ceil_div(args.k, args.group);
+  const bool has_zero_point = args.mapping != Int4Mapping::symmetric;
+  Tensor qdata = torch::stable::new_empty(w, {args.n, ceil_div(args.k, 2)}, ScalarType::Byte);
+  Tensor scale = torch::stable::new_empty(w, {args.n, groups}, stored);
+  Tensor zero_point = torch::stable::new_empty(w, {args.n, has_zero_point ? groups : 0}, stored);
+  if (args.n == 0) return {qdata, scale, zero_point};
+
+  const Tensor w_ = w.stride(1) == 1 ? w : torch::stable::contiguous(w);
+  args.w = w_.const_data_ptr();
+  args.w_stride = w_.stride(0);
+  args.qdata = static_cast<uint8_t*>(qdata.mutable_data_ptr());
+  args.scale = scale.mutable_data_ptr();
+  args.zero_point = zero_point.mutable_data_ptr();
+  run(args);
+  return {qdata, scale, zero_point};
+}
+
+}  // namespace aoq

@@ -1,0 +1,16 @@
+// What int8_pack checks, on any device.
+#pragma once
+#include "base/check.h"
+#include "ops/int8_pack/int8_pack.h"
+
+namespace aoq {
+
+inline void check_int8_codes(const Tensor& qdata) {
+  constexpr const char* op = "int8_pack";
+  check_type(qdata.scalar_type() == ScalarType::Char, op, "qdata", "expected int8, got ",
+             dtype_name(qdata.scalar_type()));
+  check_value(qdata.dim() == 2 && qdata.numel() > 0, op, "qdata", "expected shape [n, k], neither 0, got ",
+              shape(qdata));
+}
+
+}  // namespace aoq

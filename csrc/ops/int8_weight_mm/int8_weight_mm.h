@@ -1,0 +1,16 @@
+// out[m, n] = (sum over k of x[m, k] * code[n, k]) * scale[n] + bias[n]
+//
+// codes are int8 in tiles (formats/int8.h). x is used as given (bf16, fp16 or fp32): every product of bf16 and a code
+// is exact in fp32, sums are fp32 and are scaled once.
+#pragma once
+#include "mm/packed_mm.h"
+
+namespace aoq {
+
+using Int8WeightMmKernel = void (*)(const PackedMm&);
+
+#define AOQ_KERNEL(isa, function) void function(const PackedMm&);
+#include "ops/int8_weight_mm/kernels.inc"
+#undef AOQ_KERNEL
+
+}  // namespace aoq

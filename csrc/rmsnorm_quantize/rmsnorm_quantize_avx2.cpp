@@ -1,6 +1,0 @@
-#include "core/vec_avx2.h"
-
-#include "core/quantize_rows_vector.h"
-#include "rmsnorm_quantize/rmsnorm_quantize.h"
-
-void aoq::rmsnorm_quantize_avx2(const QuantizeRows& p) { quantize_rows_from<RmsnormSource>(p); }
