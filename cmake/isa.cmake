@@ -7,9 +7,12 @@ set(AOQ_FLAGS_avx512bf16 ${AOQ_FLAGS_avx512vnni} -mavx512bf16)
 set(AOQ_FLAGS_avx512vbmi ${AOQ_FLAGS_avx512bf16} -mavx512vbmi)
 set(AOQ_FLAGS_amx        ${AOQ_FLAGS_avx512vbmi} -mamx-tile -mamx-bf16 -mamx-int8)
 
+# The ISAs of this processor's family.
+set(AOQ_ISAS)
 foreach(suffix avx2 avxvnni avx512 avx512vnni avx512bf16 avx512vbmi amx)
   file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_${suffix}.cpp)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    list(APPEND AOQ_ISAS ${suffix})
     set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${AOQ_FLAGS_${suffix}}")
   else()
     list(REMOVE_ITEM AOQ_SOURCES ${files})  # relative, as there

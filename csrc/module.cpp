@@ -98,6 +98,20 @@ PyObject* kernels(PyObject*, PyObject* args) {
   return guarded([&] { return to_python(aoq::kernel_names(op)); });
 }
 
+aoq::Dtype dtype_of(const std::string& name) {
+  if (name == "bfloat16") return aoq::Dtype::bf16;
+  if (name == "float16") return aoq::Dtype::f16;
+  if (name == "float32") return aoq::Dtype::f32;
+  throw std::invalid_argument("x_dtype: expected bfloat16, float16 or float32, got " + name);
+}
+
+PyObject* kernel(PyObject*, PyObject* args) {
+  const char *op, *x_dtype;
+  long long m;
+  if (!PyArg_ParseTuple(args, "sLs", &op, &m, &x_dtype)) return nullptr;
+  return guarded([&] { return to_python(aoq::kernel_name(op, m, dtype_of(x_dtype))); });
+}
+
 PyObject* cuda_kernels(PyObject*, PyObject* args) {
   const char* op;
   int capability;
@@ -114,6 +128,7 @@ PyMethodDef methods[] = {
     {"set_isa", setter<aoq::set_isa>, METH_VARARGS, "What AOQ_ISA does, for tests and benchmarks."},
     {"ops", question<aoq::op_names>, METH_NOARGS, "The ops of torch.ops.aoq."},
     {"kernels", kernels, METH_VARARGS, "The kernels of op under the ISA in use, best first."},
+    {"kernel", kernel, METH_VARARGS, "The kernel that op runs under the ISA in use for m rows of x of this dtype."},
     {"cuda_kernels", cuda_kernels, METH_VARARGS,
      "The CUDA kernels of op for a device of this compute capability (10 * major + minor), best first."},
     {"set_sm", setter<aoq::set_sm>, METH_VARARGS, "What AOQ_SM does; an empty name allows all."},

@@ -17,7 +17,7 @@ qdata, scale, _ = torch.ops.aoq.int4_quantize(w, 32, "symmetric")
 print(_C.last_kernel())
 packed = torch.ops.aoq.int4_pack(qdata, 64)
 print(_C.last_kernel())
-torch.ops.aoq.int4_mm(w, packed, aoq.ops.tile_scale(scale), None, None, 32, 32)
+torch.ops.aoq.int4_mm(w.bfloat16(), packed, aoq.ops.tile_scale(scale), None, None, 32, 32)
 print(_C.last_kernel(), _C.isa())
 """
 

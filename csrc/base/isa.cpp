@@ -13,7 +13,11 @@
 namespace aoq {
 namespace {
 
-constexpr const char* kNames[] = {"ref", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "avx512vbmi", "amx"};
+constexpr const char* kNames[] = {
+#define AOQ_ISA(name, features) #name,
+#include "base/isas.inc"
+#undef AOQ_ISA
+};
 constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
 
 #if defined(__x86_64__)
@@ -31,24 +35,22 @@ bool cpu_has_amx() {
 #endif
 }
 
-bool detect(Isa isa) {
-  switch (isa) {
-    case Isa::ref: return true;
-    case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    case Isa::avxvnni: return supported(Isa::avx2) && __builtin_cpu_supports("avxvnni");
-    case Isa::avx512:
-      return supported(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    case Isa::avx512vnni: return supported(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
-    case Isa::avx512bf16: return supported(Isa::avx512vnni) && __builtin_cpu_supports("avx512bf16");
-    case Isa::avx512vbmi: return supported(Isa::avx512bf16) && __builtin_cpu_supports("avx512vbmi");
-    case Isa::amx: return supported(Isa::avx512vbmi) && cpu_has_amx();
-  }
-  return false;
+Features detect() {
+  Features found = 0;
+  const auto add = [&](bool has, Feature feature) { if (has) found |= feature; };
+  add(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"), kAvx2);
+  add(__builtin_cpu_supports("avxvnni"), kAvxVnni);
+  add(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+          __builtin_cpu_supports("avx512dq"),
+      kAvx512);
+  add(__builtin_cpu_supports("avx512vnni"), kAvx512Vnni);
+  add(__builtin_cpu_supports("avx512bf16"), kAvx512Bf16);
+  add(__builtin_cpu_supports("avx512vbmi"), kAvx512Vbmi);
+  if (contains(found, features_of(Isa::avx512vbmi))) add(cpu_has_amx(), kAmx);
+  return found;
 }
 #else
-bool detect(Isa isa) { return isa == Isa::ref; }
+Features detect() { return 0; }
 #endif
 
 Isa parse(const std::string& wanted, const char* source) {
@@ -79,24 +81,8 @@ std::atomic<Isa>& active() {
 const char* name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 bool supported(Isa isa) {
-  // Asked once: detection ends in a system call.
-  switch (isa) {
-#define AOQ_ONCE(x)                        \
-  case Isa::x: {                           \
-    static const bool ok = detect(Isa::x); \
-    return ok;                             \
-  }
-    AOQ_ONCE(ref)
-    AOQ_ONCE(avx2)
-    AOQ_ONCE(avxvnni)
-    AOQ_ONCE(avx512)
-    AOQ_ONCE(avx512vnni)
-    AOQ_ONCE(avx512bf16)
-    AOQ_ONCE(avx512vbmi)
-    AOQ_ONCE(amx)
-#undef AOQ_ONCE
-  }
-  return false;
+  static const Features features = detect();  // asked once: it ends in a system call
+  return contains(features, features_of(isa));
 }
 
 std::vector<Isa> supported_isas() {

@@ -1,5 +1,7 @@
-// A kernel table: `<op>/kernels.inc` lists `AOQ_KERNEL(isa, function)` best first; the first that the active ISA
-// allows is called. The same table answers `aoq._C.kernels(op)` and parametrises the tests.
+// A kernel table: rows of {what a kernel needs of the CPU, which arguments it takes, its function}, best first. The
+// first row that fits is called, and its name is what is reported. The same table answers `aoq._C.kernels(op)` and
+// parametrises the tests. An op's table is `<op>/kernels.inc`, lines of `AOQ_KERNEL(isa, function)`; matmuls with
+// packed weights have one for all (mm/mm.h).
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -7,13 +9,17 @@
 #include <utility>
 #include <vector>
 
+#include "base/dtype.h"
 #include "base/isa.h"
 
 namespace aoq {
 
+// Whether a kernel multiplies m rows of x of this dtype; null: it takes all.
+using Takes = bool (*)(int64_t m, Dtype x_dtype);
+
 template <class Function>
 struct Kernel {
-  Isa isa;
+  Isa isa;  // whose features it needs
   const char* name;
   Function run;
 };
@@ -21,26 +27,27 @@ struct Kernel {
 struct KernelName {
   Isa isa;
   const char* name;
+  Takes takes = nullptr;
 };
 
-// Remembers an op's table for _C; called once an op, when the library loads.
-bool register_op(const char* op, std::vector<KernelName> names);
+// Adds rows to an op's table for _C; called when the library loads.
+bool register_op(const char* op, const std::vector<KernelName>& names);
 AOQ_API std::vector<std::string> op_names();
 AOQ_API extern std::atomic<const char*> last_kernel;  // the last that select gave: how tests know what ran
-AOQ_API std::vector<std::string> kernel_names(const std::string& op);  // that run under the active ISA, best first
+AOQ_API std::vector<std::string> kernel_names(const std::string& op);  // that the active ISA allows, best first
+AOQ_API std::string kernel_name(const std::string& op, int64_t m, Dtype x_dtype);  // that runs for these
 
 template <class Function, size_t N>
 bool register_op(const char* op, const Kernel<Function> (&kernels)[N]) {
   std::vector<KernelName> names;
   for (const auto& kernel : kernels) names.push_back({kernel.isa, kernel.name});
-  return register_op(op, std::move(names));
+  return register_op(op, names);
 }
 
 template <class Function, size_t N>
 Function select(const Kernel<Function> (&kernels)[N]) {
-  const Isa best = active_isa();
   size_t i = 0;
-  while (kernels[i].isa > best) ++i;  // every table ends with ref
+  while (!allowed(features_of(kernels[i].isa))) ++i;  // every table ends with ref
   last_kernel.store(kernels[i].name, std::memory_order_relaxed);
   return kernels[i].run;
 }

@@ -67,8 +67,20 @@ __device__ inline F32x16 load16_part(const void* data, aoq::Dtype dtype, int64_t
   const int64_t i = first + lane_index();
   return {i < count ? load_float(data, dtype, i) : 0.0f};
 }
-__device__ inline void store16_nibbles(uint8_t* data, I32x16 codes, int64_t count) {
+// bits: of a code, known when this is compiled.
+__device__ inline void store16_codes(uint8_t* data, I32x16 codes, int64_t count, int bits) {
   const int lane = lane_index();
+  if (bits != 4) {  // a lane makes a byte, of all codes that have bits in it
+    const int first = 8 * lane / bits;
+    int32_t byte = 0;
+    for (int i = 0; i <= 8 / bits + 1; ++i) {
+      const int32_t code = __shfl_sync(sixteen(), codes.lane, (first + i) % 16, 16);
+      const int shift = (first + i) * bits - 8 * lane;
+      if (first + i < count && first + i < 16 && shift < 8) byte |= shift < 0 ? code >> -shift : code << shift;
+    }
+    if (8 * lane < (count < 16 ? count : 16) * bits) data[lane] = static_cast<uint8_t>(byte);
+    return;
+  }
   const int32_t next = __shfl_down_sync(sixteen(), codes.lane, 1, 16);
   if (lane % 2 == 0 && lane < count)
     data[lane / 2] = static_cast<uint8_t>(codes.lane | (lane + 1 < count ? next << 4 : 0));

@@ -6,6 +6,7 @@
 //   kFlip      what a plain code is xor-ed with to become the packed one: packed codes are unsigned
 //   kMid       affine formats: the code that stands for 0 where no zero point is stored
 //   kGrouped   whether k comes in groups with a scale each; else a row has one scale, for its whole sum
+//   kFp8       whether codes are floats of 8 bits: then Fp8 says which (formats/fp8_code.h), and kMid is 0
 //   value(c)   what packed code c stands for, before scales: c itself for affine formats, (value(c) - zero) * scale
 //
 // Plain, what a checkpoint holds, is one rule for all: code k of a row is the bits [k * kBits, (k + 1) * kBits) of the
@@ -50,10 +51,10 @@ constexpr int64_t kNibblesK = 8;  // columns of a word of nibbles
 template <int kBits>
 struct Planes {
   static_assert(kBits >= 1 && kBits <= 8);
-  static constexpr bool kBytes = kBits == 8;  // a byte a code: a plane of its own
+  static constexpr bool kBytes = kBits == 8;  // a byte a code: a plane of its own, without nibbles
   static constexpr int kLeast = kBytes ? 8 : kBits % 2 ? 1 : kBits % 4 ? 2 : 4;  // bits of the narrowest plane
-  static constexpr int kUnitK = 32 / kLeast;                                   // columns whose planes are whole words
-  static constexpr int kWords = kBits / kLeast;  // of a unit: kUnitK * kBits / 32
+  static constexpr int kUnitK = 32 / kLeast;                                     // columns whose planes are whole words
+  static constexpr int kWords = kBits / kLeast;                                  // of a unit: kUnitK * kBits / 32
   static constexpr int64_t kUnitBytes = kWords * aoq::kUnitBytes;
   static constexpr int kPhases = kBytes ? 1 : 4 / kLeast;  // words of nibbles that a unit makes
 
@@ -61,41 +62,47 @@ struct Planes {
   struct Part {
     int word, shift, bits, low;
   };
-  // Part `index` of the code of column k of a unit; bits 0 after the last one.
+  static constexpr int kParts = kBytes ? 1 : (kBits & 1) + (kBits >> 1 & 1) + (kBits >> 2 & 1);  // of a code
+
+  // Part `index` of the code of column k of a unit.
   static constexpr Part part_of(int k, int index) {
-    if (kBytes) return index ? Part{} : Part{0, 8 * k, 8, 0};
+    if (kBytes) return {0, 8 * k, 8, 0};
     int word = 0, low = 0;
     for (int bits = 4; bits; bits /= 2) {
       if (!(kBits & bits)) continue;
       const int columns = 32 / bits, in_word = k % columns;
-      if (index-- == 0)
-        return {word + k / columns, nibble_shift(in_word % 8) + bits * (in_word / 8), bits, low};
+      if (index-- == 0) return {word + k / columns, nibble_shift(in_word % 8) + bits * (in_word / 8), bits, low};
       word += kUnitK / columns;
       low += bits;
     }
     return {};
   }
+
+  struct Table {
+    Part part[kUnitK][kParts] = {};
+    constexpr Table() {
+      for (int k = 0; k < kUnitK; ++k)
+        for (int index = 0; index < kParts; ++index) part[k][index] = part_of(k, index);
+    }
+  };
+  static constexpr Table kTable{};
 };
 
 // Reads the code of (row, k) of a unit, and adds one to a unit of zeros.
 template <int kBits>
 constexpr int code_at(const uint8_t* unit, int row, int k) {
   int code = 0;
-  for (int index = 0; index < 3; ++index) {
-    const auto part = Planes<kBits>::part_of(k, index);
-    const uint8_t* lane = unit + part.word * kUnitBytes + row * 4;
-    if (part.bits) code |= (lane[part.shift / 8] >> part.shift % 8 & ((1 << part.bits) - 1)) << part.low;
+  for (const auto& part : Planes<kBits>::kTable.part[k]) {
+    const uint8_t byte = unit[part.word * kUnitBytes + row * 4 + part.shift / 8];
+    code |= (byte >> part.shift % 8 & ((1 << part.bits) - 1)) << part.low;
   }
   return code;
 }
 template <int kBits>
 constexpr void add_code(uint8_t* unit, int row, int k, int code) {
-  for (int index = 0; index < 3; ++index) {
-    const auto part = Planes<kBits>::part_of(k, index);
-    uint8_t* lane = unit + part.word * kUnitBytes + row * 4;
-    if (part.bits)
-      lane[part.shift / 8] = static_cast<uint8_t>(
-          lane[part.shift / 8] | (code >> part.low & ((1 << part.bits) - 1)) << part.shift % 8);
+  for (const auto& part : Planes<kBits>::kTable.part[k]) {
+    uint8_t& byte = unit[part.word * kUnitBytes + row * 4 + part.shift / 8];
+    byte = static_cast<uint8_t>(byte | (code >> part.low & ((1 << part.bits) - 1)) << part.shift % 8);
   }
 }
 
@@ -143,9 +150,24 @@ static_assert(planes_are_consistent<1>() && planes_are_consistent<2>() && planes
 template <int kBits_>
 struct Affine {
   static constexpr int kBits = kBits_, kFlip = 0, kMid = 1 << (kBits_ - 1);
-  static constexpr bool kGrouped = true;
+  static constexpr bool kGrouped = true, kFp8 = false;
   static constexpr float value(int code) { return static_cast<float>(code); }
 };
+
+// What sixteen codes stand for once kMid is taken off, and their bf16 bits where those are exact: look-up tables.
+template <class Format>
+struct Values {
+  alignas(64) float f32[16] = {};
+  alignas(32) uint16_t bf16[16] = {};
+  constexpr Values() {
+    for (int code = 0; code < (1 << Format::kBits); ++code) {
+      f32[code] = Format::value(code) - Format::kMid;
+      bf16[code] = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, f32[code]) >> 16);
+    }
+  }
+};
+template <class Format>
+constexpr Values<Format> kValues{};
 
 }  // namespace
 }  // namespace aoq

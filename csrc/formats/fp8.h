@@ -1,21 +1,10 @@
-// fp8 codes: e4m3fn (largest value 448, no infinities) and e5m2 (57344). The vec_*.h included before this file gives
-// the types, of sixteen lanes or, on a GPU, of one.
-//
-//   e4m3   s eeee mmm   2^(e - 7) * (1 + m / 8)    e = 0: m * 2^-9
-//   e5m2   s eeeee mm   2^(e - 15) * (1 + m / 4)   e = 0: m * 2^-16
+// Floats to fp8 codes and back. The vec_*.h included before this file gives the types, of sixteen lanes or, on a GPU,
+// of one.
 #pragma once
 #include "base/dtype.h"
+#include "formats/fp8_code.h"
 
 namespace {
-
-struct E4m3 {
-  static constexpr int kMantissa = 3, kBias = 7;
-  static constexpr float kMax = 448, kLeastNormal = 0x1p-6f;
-};
-struct E5m2 {
-  static constexpr int kMantissa = 2, kBias = 15;
-  static constexpr float kMax = 57344, kLeastNormal = 0x1p-14f;
-};
 
 // Values within +-kMax, rounded half to even to what fp8 holds. Normal ones: float bits, rounded to kMantissa bits.
 // Subnormal ones: added to the power of two whose last bit is worth one code. Both are computed of values clamped to

@@ -1,7 +1,7 @@
 // fp8 weights as matmuls read them: tiled like int8 (formats/int8.h), so a stored byte is the code with its sign
 // flipped.
 #pragma once
-#include "formats/fp8.h"
+#include "formats/fp8_code.h"
 #include "formats/int8.h"
 
 namespace {
@@ -38,5 +38,18 @@ struct Fp8Table {
 };
 template <class Format>
 constexpr Fp8Table<Format> kFp8Table{};
+
+// A format of weights (formats/format.h).
+template <class Fp8_>
+struct Fp8Weight {
+  using Fp8 = Fp8_;
+  static constexpr int kBits = 8, kFlip = kFp8SignFlip, kMid = 0;
+  static constexpr bool kGrouped = false, kFp8 = true;
+  static constexpr float value(int code) {
+    const int byte = code ^ kFp8SignFlip;
+    const uint32_t bits = static_cast<uint32_t>(fp8_to_bf16<Fp8>(byte & 0x7f)) << 16;
+    return __builtin_bit_cast(float, bits | static_cast<uint32_t>(byte & 0x80) << 24);
+  }
+};
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The int8 layouts.
+// Eight bits a code, a scale for each row.
 //
 // Plain, what a checkpoint holds:
 //   qdata  int8 [n][k]   codes -128..127
@@ -11,15 +11,26 @@
 // The offset makes weights unsigned, as vpdpbusd and AMX want one side: they then are like int4 codes whose zero point
 // is 128.
 #pragma once
-#include "formats/packed.h"
+#include "formats/format.h"
 
-namespace aoq::int8 {
-namespace {  // a copy in each file: ISA files are sealed
+namespace aoq {
+namespace {
 
-constexpr int64_t kUnitK = 4;
-constexpr float kMidCode = 128;  // the zero point
+struct Int8 {
+  static constexpr int kBits = 8, kFlip = 0x80, kMid = 128;
+  static constexpr bool kGrouped = false, kFp8 = false;
+  static constexpr float value(int code) { return static_cast<float>(code); }
+};
+
+}  // namespace
+
+namespace int8 {
+namespace {
+
+constexpr int64_t kUnitK = Planes<8>::kUnitK;
 
 static_assert(kUnitN * kUnitK == kUnitBytes, "a unit holds one code a byte");
 
 }  // namespace
-}  // namespace aoq::int8
+}  // namespace int8
+}  // namespace aoq

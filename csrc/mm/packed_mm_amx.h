@@ -38,6 +38,7 @@ class AmxMm {
   explicit AmxMm(const PackedMm& p)
       : p_(p),
         units_(aoq::ceil_div(p.k, Engine::kUnitK)),
+        block_bytes_(Engine::block_bytes(p.k)),
         groups_(aoq::ceil_div(p.k, p.group)),
         group_k_(p.group < p.k ? p.group : p.k),
         group_steps_(aoq::ceil_div(group_k_, kTileK)),
@@ -150,16 +151,15 @@ class AmxMm {
   void decode(int64_t panel, const Chunk& chunk, int64_t step, uint8_t* out) const {
     constexpr int64_t kUnits = kTileK / Engine::kUnitK;
     for (int v = 0; v < kVectors; ++v) {
-      const uint8_t* stream = p_.packed + (2 * panel + v) * units_ * aoq::kUnitBytes;
+      const uint8_t* stream = p_.packed + (2 * panel + v) * block_bytes_;
       uint8_t* tile = out + (step * 2 + v) * kTile;
 #pragma GCC unroll 4
       for (int64_t u = 0; u < kUnits; ++u, tile += kTile / kUnits) {
         const int64_t unit = chunk.unit + step * kUnits + u;
         // Past the end x is 0, and so are the weights: what lies there could be anything.
-        const __m512i raw =
-            unit < units_ ? _mm512_loadu_si512(stream + unit * aoq::kUnitBytes) : _mm512_setzero_si512();
-        prefetch(stream + unit * aoq::kUnitBytes + 2048);
-        Engine::decode(raw, tile);
+        const __m512i word = unit < units_ ? Engine::load_unit(stream, unit).word[0] : _mm512_setzero_si512();
+        prefetch(stream + unit * Engine::kUnitBytes + 2048);
+        Engine::decode(word, tile);
       }
     }
   }
@@ -271,7 +271,7 @@ class AmxMm {
   }
 
   const PackedMm& p_;
-  const int64_t units_, groups_, group_k_, group_steps_, row_tile_bytes_, row_tiles_, vectors_;
+  const int64_t units_, block_bytes_, groups_, group_k_, group_steps_, row_tile_bytes_, row_tiles_, vectors_;
   Scratch<uint8_t> x_;  // [row tile][group][step][16 rows][64 bytes of k]
   const bool shifted_;
   Scratch<float> x_sums_;      // [m][groups], where needed

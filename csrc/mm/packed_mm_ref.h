@@ -1,20 +1,21 @@
-// The truth, and what runs anywhere: decode sixteen rows of w, then multiply in fp64.
-//
-// Format: kUnitK, kMid, kInt8, and code(unit, row, k): the stored code, k within the unit.
+// The truth, and what runs anywhere: decode sixteen rows of w as the format's contract says, then multiply in fp64.
 #pragma once
 #include "simd/vec_ref.h"
 
 #include "base/parallel.h"
+#include "formats/format.h"
 #include "mm/packed_mm_row.h"
 #include "rows/quantize_row.h"
 
 namespace {
 
-template <class Format>
+// kInt8: x is quantized to int8 first.
+template <class Format, bool kInt8>
 void multiply_ref(const aoq::PackedMm& p) {
   using aoq::ceil_div;
   using aoq::kUnitN;
-  const int64_t units = ceil_div(p.k, Format::kUnitK), groups = ceil_div(p.k, p.group);
+  using Planes = aoq::Planes<Format::kBits>;
+  const int64_t units = ceil_div(p.k, Planes::kUnitK), groups = ceil_div(p.k, p.group);
   const Scratch<double> x(p.m * p.k);  // the integers, where x is quantized
   const Scratch<RowScale> x_scale(p.m);
   auto rows = [&](int64_t begin, int64_t end) {
@@ -23,10 +24,8 @@ void multiply_ref(const aoq::PackedMm& p) {
     for (int64_t m = begin; m < end; ++m) {
       const void* row = given.load(m, 0);
       x_scale.get()[m] = {1, 0};
-      if (Format::kInt8)
-        x_scale.get()[m] = quantize_row(row, p.x_dtype, p.k, p.x_asymmetric, aoq::Dtype::f32, codes.get());
-      for (int64_t k = 0; k < p.k; ++k)
-        x.get()[m * p.k + k] = Format::kInt8 ? codes.get()[k] : load_float(row, p.x_dtype, k);
+      if (kInt8) x_scale.get()[m] = quantize_row(row, p.x_dtype, p.k, p.x_asymmetric, aoq::Dtype::f32, codes.get());
+      for (int64_t k = 0; k < p.k; ++k) x.get()[m * p.k + k] = kInt8 ? codes.get()[k] : load_float(row, p.x_dtype, k);
     }
   };
   parallel(p.m, 1 + 16384 / p.k, rows);
@@ -35,12 +34,12 @@ void multiply_ref(const aoq::PackedMm& p) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kUnitN, count = p.n - first < kUnitN ? p.n - first : kUnitN;
       for (int64_t k = 0; k < p.k; ++k) {
-        const uint8_t* unit = p.packed + (block * units + k / Format::kUnitK) * aoq::kUnitBytes;
+        const uint8_t* unit = p.packed + (block * units + k / Planes::kUnitK) * Planes::kUnitBytes;
         for (int64_t i = 0; i < kUnitN; ++i) {
           const int64_t at = (block * groups + k / p.group) * kUnitN + i;
           const double zero = p.zero_point ? load_float(p.zero_point, p.scale_dtype, at) : Format::kMid;
-          const double code = Format::code(unit, i, k % Format::kUnitK);
-          weights.get()[k * kUnitN + i] = (code - zero) * load_float(p.scale, p.scale_dtype, at);
+          const int code = aoq::code_at<Format::kBits>(unit, static_cast<int>(i), static_cast<int>(k % Planes::kUnitK));
+          weights.get()[k * kUnitN + i] = (Format::value(code) - zero) * load_float(p.scale, p.scale_dtype, at);
         }
       }
       for (int64_t m = 0; m < p.m; ++m) {

@@ -18,14 +18,15 @@
 //     x as floats    scales go into the decoded weights: the sums of chunks simply add up
 //     x as int8      weights are the codes themselves, scales multiply the int32 sums of each group
 //
-// Engine: Vec (kLanes floats), Sum (kLanes products' sums, fp32 or int32), Raw (a vector's rows of a unit of kUnitK
-// columns),
+// Engine, x on an ISA over a format (mm/x_*.h): Vec (kLanes floats), Sum (kLanes products' sums, fp32 or int32), Raw (a
+//   vector's rows of a unit of kUnitK columns; mm/units.h),
 //   Weight (decoded: code - kOffset), X (kStep values of x, broadcast together), kMid (the zero point where none is
 //   given), kInt8 (x is quantized to int8 per row before it is multiplied), kScaleLast (w has one scale a row, for the
 //   whole sum), kTileRows, kFusedTile and kFusedRows (registers and the cost of decoding set them), and the functions
 //   used below.
 #pragma once
 #include "base/parallel.h"
+#include "formats/format.h"
 #include "mm/packed_mm_row.h"
 #include "rows/quantize_row.h"
 #include "simd/prefetch.h"
@@ -152,6 +153,7 @@ inline int64_t clamp(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : value > high ? high : value;
 }
 
+// A vector of an engine may be half of a block's sixteen rows.
 template <class Engine>
 class VectorMm {
   using Vec = typename Engine::Vec;
@@ -163,12 +165,13 @@ class VectorMm {
   static constexpr int kSteps = Engine::kUnitK / kStep;  // of a unit
   static constexpr int kFusedTile = Engine::kFusedTile;  // rows of a tile where decoding takes registers too
   static constexpr int64_t kChunk = 16384 / (kSteps * 2 * kLanes * 4);  // units decoded at a time: half of L1
-  static constexpr int64_t kAhead = 32;                        // units to prefetch ahead in the stream of codes
-  static constexpr int64_t kBlockRows = 264;                   // of x, that share a decoded chunk
-  static constexpr int64_t kRun = 8;                           // panels whose sums stay in L2: 264 KB
-  static constexpr int64_t kBlockX = 524288;                   // bytes of x that stay in L2: a fused block
-  static constexpr int64_t kPieceX = kBlockX / 2;              // or a piece, while the next one comes
-  static constexpr int64_t kBlockTiles = 64 / Engine::kUnitK;  // fused, that one reading of w serves
+  static constexpr int64_t kUnitBytes = Engine::kUnitBytes;
+  static constexpr int64_t kAhead = 2048 / kUnitBytes;       // units to prefetch ahead in the stream of codes
+  static constexpr int64_t kBlockRows = 264;                 // of x, that share a decoded chunk
+  static constexpr int64_t kRun = 8;                         // panels whose sums stay in L2: 264 KB
+  static constexpr int64_t kBlockX = 524288;                 // bytes of x that stay in L2: a fused block
+  static constexpr int64_t kPieceX = kBlockX / 2;            // or a piece, while the next one comes
+  static constexpr int64_t kBlockTiles = 2 * Engine::kBits;  // fused, that one reading of w serves
 
  public:
   static void run(const PackedMm& p) { VectorMm(p).run(); }
@@ -177,6 +180,7 @@ class VectorMm {
   explicit VectorMm(const PackedMm& p)
       : p_(p),
         units_(aoq::ceil_div(p.k, Engine::kUnitK)),
+        block_bytes_(Engine::block_bytes(p.k)),
         groups_(aoq::ceil_div(p.k, p.group)),
         steps_(units_ * kSteps),
         fused_(p.m <= clamp(Engine::kFusedRows * clamp(p.group, 1, 128) / 128, kFusedTile, Engine::kFusedRows)),
@@ -297,14 +301,16 @@ class VectorMm {
 
   const uint8_t* codes(int64_t vector) const {
     constexpr int64_t kPerBlock = aoq::kUnitN / kLanes;
-    return p_.packed + vector / kPerBlock * units_ * aoq::kUnitBytes + vector % kPerBlock * (kLanes * 4);
+    return p_.packed + vector / kPerBlock * block_bytes_ + vector % kPerBlock * (kLanes * 4);
   }
 
   // Fetches what a vector of this panel reads kAhead units from now; near its end, the start of the next panel's.
   void fetch_ahead(int64_t vector, int64_t unit) const {
     const int64_t ahead = unit + kAhead;
-    prefetch(ahead < units_ ? codes(vector) + ahead * aoq::kUnitBytes
-                            : codes(vector + 2) + (ahead - units_) * aoq::kUnitBytes);
+    const uint8_t* const at =
+        ahead < units_ ? codes(vector) + ahead * kUnitBytes : codes(vector + 2) + (ahead - units_) * kUnitBytes;
+#pragma GCC unroll 4
+    for (int64_t line = 0; line < kUnitBytes; line += 64) prefetch(at + line);
   }
 
   int64_t unit_end(int64_t group) const {
@@ -366,7 +372,7 @@ class VectorMm {
     const X* x = x_.get() + row * steps_ + pass.begin * kSteps * kRows;
     // Of several tiles each fetches a share of the next panel into L2, a unit every so many of its own.
     const int64_t share = (pass.end - pass.begin) * pass.turn / pass.tiles;
-    const uint8_t* next = codes(2 * pass.next) + (pass.begin + share) * aoq::kUnitBytes;
+    const uint8_t* next = codes(2 * pass.next) + (pass.begin + share) * kUnitBytes;
     const int64_t next_vector = codes(1) - codes(0);
     int64_t turn = pass.tiles;
     for (int64_t group = pass.begin * Engine::kUnitK / p_.group, unit = pass.begin; unit < pass.end;) {
@@ -394,16 +400,19 @@ class VectorMm {
       for (; unit < end; ++unit, x += kSteps * kRows) {
         Raw raw[kVectors];
 #pragma GCC unroll 12
-        for (int v = 0; v < kVectors; ++v) raw[v] = Engine::load_raw(stream[v] + unit * aoq::kUnitBytes);
+        for (int v = 0; v < kVectors; ++v) raw[v] = Engine::load_raw(stream[v], unit);
         if (pass.tiles == 1) {
           for (int v = 0; v < kVectors; ++v) fetch_ahead(2 * panel + v, unit);
         } else if (--turn == 0) {
           turn = pass.tiles;
-          prefetch_far(next);
-          prefetch_far(next + next_vector);
-          next += aoq::kUnitBytes;
+#pragma GCC unroll 4
+          for (int64_t line = 0; line < kUnitBytes; line += 64) {
+            prefetch_far(next + line);
+            prefetch_far(next + line + next_vector);
+          }
+          next += kUnitBytes;
         }
-#pragma GCC unroll 8
+#pragma GCC unroll 32
         for (int j = 0; j < kSteps; ++j) {
           Weight weight[kVectors];
 #pragma GCC unroll 12
@@ -504,9 +513,9 @@ class VectorMm {
       decode_chunk<kVectors>(panel, unit, chunk_end, weights);
       // While this chunk is multiplied the next one comes into L2, a share with each tile.
       const bool turn = chunk_end == end;
-      const uint8_t* next = codes(2 * panel + (turn ? 2 : 0)) + (turn ? begin : chunk_end) * aoq::kUnitBytes;
-      const uint8_t* next_vector = codes(2 * panel + (turn ? 3 : 1)) + (turn ? begin : chunk_end) * aoq::kUnitBytes;
-      const int64_t share = aoq::ceil_div((chunk_end - unit) * aoq::kUnitBytes, last - first);
+      const uint8_t* next = codes(2 * panel + (turn ? 2 : 0)) + (turn ? begin : chunk_end) * kUnitBytes;
+      const uint8_t* next_vector = codes(2 * panel + (turn ? 3 : 1)) + (turn ? begin : chunk_end) * kUnitBytes;
+      const int64_t share = aoq::ceil_div((chunk_end - unit) * kUnitBytes, last - first);
       for (int64_t row = first_row(first), at = row, tile = first; tile < last; row = first_row(++tile)) {
         const int64_t rows = first_row(tile + 1) - row;
         for (int64_t i = (tile - first) * share; i < (tile - first + 1) * share; i += 64) {
@@ -552,8 +561,8 @@ class VectorMm {
         const int64_t last = unit_end(group) < chunk_end ? unit_end(group) : chunk_end;
         const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
         for (; u < last; ++u) {
-          const Raw raw = Engine::load_raw(stream + u * aoq::kUnitBytes);
-#pragma GCC unroll 8
+          const Raw raw = Engine::load_raw(stream, u);
+#pragma GCC unroll 32
           for (int j = 0; j < kSteps; ++j, out += kVectors * kLanes)
             if constexpr (Engine::kInt8 || Engine::kScaleLast)
               Engine::store_weight(out, Engine::decode(raw, j));
@@ -612,7 +621,7 @@ class VectorMm {
   }
 
   const PackedMm& p_;
-  const int64_t units_, groups_, steps_;
+  const int64_t units_, block_bytes_, groups_, steps_;
   const bool fused_;
   const int64_t tiles_, tile_rows_, more_rows_, vectors_, panels_;
   const bool starts_, shifted_;
@@ -620,5 +629,14 @@ class VectorMm {
   Scratch<float> sums_;        // [m][groups], where needed
   Scratch<RowScale> x_scale_;  // [m], where x is quantized
 };
+
+// Takes whole units of the format where groups are made of them.
+template <template <class, bool> class Engine, class Format>
+void run_vector_mm(const PackedMm& p) {
+  constexpr int kUnitK = Engine<Format, false>::kUnitK;
+  if constexpr (aoq::Planes<Format::kBits>::kPhases > 1)
+    if (p.group < p.k && p.group % kUnitK) return VectorMm<Engine<Format, true>>::run(p);
+  VectorMm<Engine<Format, false>>::run(p);
+}
 
 }  // namespace

@@ -46,13 +46,16 @@ inline F32x16 load16_part(const void* data, aoq::Dtype dtype, int64_t first, int
   return load16(part);
 }
 
-// The first `count` of sixteen codes 0..15, two a byte, the first one low; if count is odd the last high nibble is 0.
-inline void store16_nibbles(uint8_t* data, I32x16 codes, int64_t count) {
+// The first `count` of sixteen codes, `bits` each, the first one lowest; the last byte ends in zeros.
+inline void store16_codes(uint8_t* data, I32x16 codes, int64_t count, int bits) {
   int32_t lane[16];
   store16_i32(lane, codes);
-  if (count > 16) count = 16;
-  if (count % 2) lane[count] = 0;
-  for (int64_t i = 0; i < count; i += 2) data[i / 2] = static_cast<uint8_t>(lane[i] | lane[i + 1] << 4);
+  for (int64_t first = 0; first < 16 && first < count; first += 8, data += bits) {
+    const int64_t eight = count - first < 8 ? count - first : 8;
+    uint64_t word = 0;
+    for (int64_t i = 0; i < eight; ++i) word |= static_cast<uint64_t>(lane[first + i]) << (bits * i);
+    for (int64_t byte = 0; 8 * byte < eight * bits; ++byte) data[byte] = static_cast<uint8_t>(word >> 8 * byte);
+  }
 }
 
 }  // namespace

@@ -85,6 +85,16 @@ struct Avx2 {
   }
 };
 
+// Eight 32-bit integers.
+struct Int256 {
+  using Type = __m256i;
+  static Type load(const uint8_t* data) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)); }
+  static Type right(Type a, int count) { return _mm256_srli_epi32(a, count); }
+  static Type left(Type a, int count) { return _mm256_slli_epi32(a, count); }
+  static Type masked(Type a, uint32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32(static_cast<int>(mask))); }
+  static Type either(Type a, Type b) { return _mm256_or_si256(a, b); }
+};
+
 // The vocabulary of simd/vec_ref.h, in halves.
 struct I32x16 {
   __m256i low, high;

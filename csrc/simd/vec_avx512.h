@@ -76,11 +76,15 @@ struct Avx512 {
   }
 };
 
-// bf16 bits of the codes 0..15 minus 8: half a table for vpermw, whose five index bits see it twice.
-inline __m256i bf16_codes() {
-  return _mm256_set_epi16(0x40e0, 0x40c0, 0x40a0, 0x4080, 0x4040, 0x4000, 0x3f80, 0x0000, short(0xbf80), short(0xc000),
-                          short(0xc040), short(0xc080), short(0xc0a0), short(0xc0c0), short(0xc0e0), short(0xc100));
-}
+// Sixteen 32-bit integers.
+struct Int512 {
+  using Type = __m512i;
+  static Type load(const uint8_t* data) { return _mm512_loadu_si512(data); }
+  static Type right(Type a, int count) { return _mm512_srli_epi32(a, static_cast<unsigned>(count)); }
+  static Type left(Type a, int count) { return _mm512_slli_epi32(a, static_cast<unsigned>(count)); }
+  static Type masked(Type a, uint32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(mask))); }
+  static Type either(Type a, Type b) { return _mm512_or_si512(a, b); }
+};
 
 // The vocabulary of simd/vec_ref.h.
 struct I32x16 {

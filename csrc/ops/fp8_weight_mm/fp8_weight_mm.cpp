@@ -1,33 +1,21 @@
-#include "ops/fp8_weight_mm/fp8_weight_mm.h"
-
+// out[m, n] = (sum over k of x[m, k] * w[n, k]) * x_scale[m] + bias[n],   w[n, k] = code[n, k] * scale[n]
+//
+// codes are e4m3fn or e5m2, tiled like int8. x is used as given (bf16, fp16 or fp32): every product of bf16 and fp8 is
+// exact in fp32, sums are fp32 and are scaled once. fp8_mm runs the same kernels, on codes of x in bf16 and x's scales.
 #include <torch/csrc/stable/library.h>
 
-#include "base/kernel.h"
-#include "formats/int8.h"
-#include "mm/packed_mm_entry.h"
+#include "mm/mm.h"
 #include "rows/quantize_rows_entry.h"
 
 namespace aoq {
 namespace {
 
-#define AOQ_KERNEL(isa, function) {Isa::isa, #function, function},
-constexpr Kernel<Fp8WeightMmKernel> kKernels[] = {
-#include "ops/fp8_weight_mm/kernels.inc"
-};
-#undef AOQ_KERNEL
-const bool kRegistered = register_op("fp8_weight_mm", kKernels);
-
 Tensor fp8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
                      int64_t n, std::optional<ScalarType> w_dtype, int64_t config) {
   constexpr const char* op = "fp8_weight_mm";
-  check_value(config == -1, op, "config", "expected -1, as the CPU's kernels have none, got ", config);
   const bool e5m2 = codes_of(w_dtype.value_or(ScalarType::Float8_e4m3fn), false, op, "w_dtype") == Codes::e5m2;
-  return packed_mm(op, {x, packed, scale, {}, {}, bias}, n, {}, int8::kUnitK, [e5m2] {
-    return [e5m2](PackedMm args) {
-      args.w_e5m2 = e5m2;
-      select(kKernels)(args);
-    };
-  });
+  return mm(op, e5m2 ? FormatId::fp8_e5m2 : FormatId::fp8_e4m3, XAs::given, {x, packed, scale, {}, {}, bias}, n, {},
+            config);
 }
 
 }  // namespace

@@ -1,26 +1,21 @@
-#include "ops/int4_mm/int4_mm.h"
-
+// out[m, n] = sum over k of x[m, k] * w[n, k] + bias[n],   w[n, k] = (code[n, k] - zero_point[n, k / group]) * scale[n,
+// k / group]
+//
+// x is used as given (bf16, fp16 or fp32), products are exact or fp32, sums are fp32, out has x's dtype.
+// The zero point stays out of the inner loop: with codes taken as (code - 8) its share is a rank-(k / group) update,
+//   out[m, n] += sum over groups g of (sum of x[m, k] over g) * (8 - zero_point[n, g]) * scale[n, g].
+// For many rows of x, the kernel for AVX512_BF16 scales weights as it decodes them and rounds each once, to bf16; the
+// fp32 kernels do the same in fp32.
 #include <torch/csrc/stable/library.h>
 
-#include "base/kernel.h"
-#include "formats/int4.h"
-#include "mm/packed_mm_entry.h"
+#include "mm/mm.h"
 
 namespace aoq {
 namespace {
 
-#define AOQ_KERNEL(isa, function) {Isa::isa, #function, function},
-constexpr Kernel<Int4MmKernel> kKernels[] = {
-#include "ops/int4_mm/kernels.inc"
-};
-#undef AOQ_KERNEL
-const bool kRegistered = register_op("int4_mm", kKernels);
-
 Tensor int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero_point,
                const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
-  check_value(config == -1, "int4_mm", "config", "expected -1, as the CPU's kernels have none, got ", config);
-  return packed_mm("int4_mm", {x, packed, scale, zero_point, {}, bias}, n, group_size, int4::kUnitK,
-                   [] { return select(kKernels); });
+  return mm("int4_mm", FormatId::int4, XAs::given, {x, packed, scale, zero_point, {}, bias}, n, group_size, config);
 }
 
 }  // namespace

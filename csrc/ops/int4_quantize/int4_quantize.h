@@ -1,8 +1,8 @@
-// Each row of w in groups: code[n, k] = clamp(round(w / scale + zero_point), 0, 15), so that w ~ (code - zero_point) *
-// scale.
+// Each row of w in groups: code[n, k] = clamp(round(w / scale + zero_point), 0, most), so that w ~ (code - zero_point)
+// * scale; most is 15 of four bits, 2^bits - 1 of others (intx_quantize).
 //
-//   symmetric   scale = absmax / 7.5, zero_point 8
-//   asymmetric  over a range that includes 0: scale = (max - min) / 15, zero_point = -min / scale, a float
+//   symmetric   scale = absmax / (most / 2), zero_point (most + 1) / 2: 7.5 and 8
+//   asymmetric  over a range that includes 0: scale = (max - min) / most, zero_point = -min / scale, a float
 //   hqq         asymmetric, then the zero point is optimised by half-quadratic splitting, Lp norm with p = 0.7 (Badri &
 //   Shaji
 //               2023), over the full range and narrower ones
@@ -22,11 +22,12 @@ enum class Int4Mapping : int8_t { symmetric, asymmetric, hqq };
 
 struct Int4Quantize {
   int64_t n, k, group;
+  int bits;  // of a code
   Int4Mapping mapping;
   const void* w;  // [n][k], rows w_stride elements apart
   Dtype w_dtype;
   int64_t w_stride;
-  uint8_t* qdata;    // [n][ceil(k/2)], low nibble = even k
+  uint8_t* qdata;    // [n][ceil(k*bits/8)], as formats/format.h says
   void* scale;       // [n][ceil(k/group)]
   void* zero_point;  // like scale; not written when symmetric
   Dtype scale_dtype;

@@ -12,6 +12,7 @@
 
 namespace aoq {
 
+// Of four bits, or of others as intx_quantize has them.
 inline Int4Mapping parse_int4_mapping(const std::string& mapping, const char* op) {
   if (mapping == "symmetric") return Int4Mapping::symmetric;
   if (mapping == "asymmetric") return Int4Mapping::asymmetric;
@@ -21,10 +22,12 @@ inline Int4Mapping parse_int4_mapping(const std::string& mapping, const char* op
 
 // Calls run(Int4Quantize&) if there is anything to quantize.
 template <class Run>
-std::tuple<Tensor, Tensor, Tensor> int4_quantize_entry(const Tensor& w, int64_t group_size, const std::string& mapping,
+std::tuple<Tensor, Tensor, Tensor> int4_quantize_entry(const char* op, const Tensor& w, int64_t bits,
+                                                       int64_t group_size, const std::string& mapping,
                                                        std::optional<ScalarType> scale_dtype, Run run) {
-  constexpr const char* op = "int4_quantize";
   Int4Quantize args{};
+  check_value(bits >= 1 && bits <= 8, op, "bits", "expected 1 to 8, got ", bits);
+  args.bits = static_cast<int>(bits);
   args.w_dtype = float_dtype(w.scalar_type(), op, "w");
   check_value(w.dim() == 2 && w.size(1) > 0, op, "w", "expected shape [n, k] with k > 0, got ", shape(w));
   args.n = w.size(0);
@@ -36,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> int4_quantize_entry(const Tensor& w, int64_t 
 
   const int64_t groups = ceil_div(args.k, args.group);
   const bool has_zero_point = args.mapping != Int4Mapping::symmetric;
-  Tensor qdata = torch::stable::new_empty(w, {args.n, ceil_div(args.k, 2)}, ScalarType::Byte);
+  Tensor qdata = torch::stable::new_empty(w, {args.n, ceil_div(args.k * bits, 8)}, ScalarType::Byte);
   Tensor scale = torch::stable::new_empty(w, {args.n, groups}, stored);
   Tensor zero_point = torch::stable::new_empty(w, {args.n, has_zero_point ? groups : 0}, stored);
   if (args.n == 0) return {qdata, scale, zero_point};

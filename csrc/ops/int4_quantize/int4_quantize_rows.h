@@ -16,7 +16,7 @@ inline void quantize(const Int4Quantize& p) {
     const Scratch<float> w(aoq::ceil_div(group, 16) * 16);
     for (int64_t row = begin; row < end; ++row) {
       const char* data = static_cast<const char*>(p.w) + row * p.w_stride * size_of(p.w_dtype);
-      uint8_t* qdata = p.qdata + row * aoq::ceil_div(p.k, 2);
+      uint8_t* qdata = p.qdata + row * aoq::ceil_div(p.k * p.bits, 8);
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t first = g * group, count = p.k - first < group ? p.k - first : group;
         for (int64_t k = 0; k < count; k += 16)
@@ -27,7 +27,7 @@ inline void quantize(const Int4Quantize& p) {
           __atomic_store_n(p.bad_row, row, __ATOMIC_RELAXED);
           return;
         }
-        quantize_group(p, values, range, row * groups + g, qdata + first / 2);
+        quantize_group(p, values, range, row * groups + g, qdata + first * p.bits / 8, p.bits);
       }
     }
   };

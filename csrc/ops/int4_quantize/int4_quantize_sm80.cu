@@ -16,6 +16,7 @@ struct GivenValues {
   __device__ F32x16 operator()(int64_t vector) const { return load16_part(group, dtype, vector * 16, count); }
 };
 
+template <int kBits>
 __global__ void __launch_bounds__(kThreads) quantize(Int4Quantize p) {
   const int64_t group = p.group, groups = ceil_div(p.k, group);
   for (int64_t at = first_item() / 16; at < p.n * groups; at += item_stride() / 16) {
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) quantize(Int4Quantize p) {
     const int64_t count = p.k - first < group ? p.k - first : group;
     const auto* data = static_cast<const char*>(p.w) + (row * p.w_stride + first) * size_of(p.w_dtype);
     const Group<GivenValues> values{{data, p.w_dtype, count}, count};
-    quantize_group(p, values, values.range(), at, p.qdata + row * ceil_div(p.k, 2) + first / 2);
+    quantize_group(p, values, values.range(), at, p.qdata + row * ceil_div(p.k * kBits, 8) + first * kBits / 8, kBits);
   }
 }
 
@@ -31,7 +32,17 @@ __global__ void __launch_bounds__(kThreads) quantize(Int4Quantize p) {
 
 void int4_quantize_sm80(const Int4Quantize& p, CudaStream stream) {
   const int64_t groups = ceil_div(p.k, p.group);
-  launch(quantize, grid_for(p.n * groups * 16, kThreads), kThreads, stream, p);
+  const auto run = [&](auto kernel) { launch(kernel, grid_for(p.n * groups * 16, kThreads), kThreads, stream, p); };
+  switch (p.bits) {
+    case 1: return run(quantize<1>);
+    case 2: return run(quantize<2>);
+    case 3: return run(quantize<3>);
+    case 4: return run(quantize<4>);
+    case 5: return run(quantize<5>);
+    case 6: return run(quantize<6>);
+    case 7: return run(quantize<7>);
+    default: return run(quantize<8>);
+  }
 }
 
 }  // namespace aoq

@@ -1,7 +1,7 @@
 // Quantizing one group, in fp32. The vec_*.h included before this file gives the vector types; sums are kept in sixteen
 // lanes and added up in one fixed order, so that every ISA and a GPU give the same bits.
 #pragma once
-#include "formats/int4.h"
+#include "formats/format.h"
 #include "ops/int4_quantize/int4_quantize.h"
 #include "rows/value_range.h"
 
@@ -10,8 +10,6 @@ namespace {
 using aoq::Dtype;
 using aoq::Int4Mapping;
 using aoq::Int4Quantize;
-
-constexpr float kMaxCode = 15;
 
 AOQ_DEVICE inline F32x16 abs(F32x16 a) { return from_bits(bits(a) & splat(0x7fffffff)); }
 
@@ -49,9 +47,10 @@ struct Group {
   }
 };
 
-AOQ_DEVICE inline F32x16 codes_of(F32x16 w, F32x16 scale, F32x16 zero) {
+// most: the largest code, 15 of four bits.
+AOQ_DEVICE inline F32x16 codes_of(F32x16 w, F32x16 scale, F32x16 zero, float most) {
   // Clamped before rounding: a huge quotient has no integer.
-  return to_float(round_to_int(min(max(w / scale + zero, splat(0.0f)), splat(kMaxCode))));
+  return to_float(round_to_int(min(max(w / scale + zero, splat(0.0f)), splat(most))));
 }
 
 struct ScaleAndZero {
@@ -61,7 +60,7 @@ struct ScaleAndZero {
 // HQQ's zero point (shrink the error towards what an Lp norm tolerates, re-centre, repeat), for the full range and for
 // narrower ones that clip outliers; of all that was met, the pair with the least error in the norm below.
 template <class Values>
-AOQ_DEVICE inline ScaleAndZero fit(const Group<Values>& group, float scale, float zero, Dtype dtype) {
+AOQ_DEVICE inline ScaleAndZero fit(const Group<Values>& group, float scale, float zero, Dtype dtype, float most) {
   constexpr float kP = 0.7f, kKappa = 1.01f, kErrorNorm = 2.4f;
   static constexpr float kRanges[] = {1, 0.97f, 0.94f, 0.91f, 0.88f, 0.85f, 0.8f, 0.75f};
   constexpr int kIterations = 20;
@@ -76,7 +75,7 @@ AOQ_DEVICE inline ScaleAndZero fit(const Group<Values>& group, float scale, floa
       F32x16 errors = splat(0.0f), zeros = splat(0.0f);
       const F32x16 s = splat(now.scale), z = splat(now.zero);
       for (int64_t v = 0; v < group.vectors(); ++v) {
-        const F32x16 w = group.values(v), code = codes_of(w, s, z);
+        const F32x16 w = group.values(v), code = codes_of(w, s, z, most);
         const F32x16 error = w - (code - z) * s, size = abs(error);
         const F32x16 shrunk = max(size - power(max(size, tiny), kP - 1) * splat(1 / beta), splat(0.0f));
         const F32x16 kept = from_bits(bits(shrunk) | (bits(error) & splat(static_cast<int32_t>(0x80000000))));
@@ -97,15 +96,17 @@ AOQ_DEVICE inline ScaleAndZero fit(const Group<Values>& group, float scale, floa
   return {best.scale, round_to(best.zero, dtype)};
 }
 
-// at: the group's place among all scales.
+// at: the group's place among all scales. bits: of a code; where it is known when this is compiled, all is as if it
+// were written for that width.
 template <class Values>
 AOQ_DEVICE inline void quantize_group(const Int4Quantize& p, const Group<Values>& group, const ValueRange& range,
-                                      int64_t at, uint8_t* qdata) {
+                                      int64_t at, uint8_t* qdata, int bits) {
+  const float most = static_cast<float>((1 << bits) - 1);
   const bool symmetric = p.mapping == Int4Mapping::symmetric;
   const float absmax = -range.low > range.high ? -range.low : range.high;
   // Halves first: max - min of finite values may be infinite.
-  const float span = symmetric ? absmax / 7.5f : (range.high / kMaxCode - range.low / kMaxCode);
-  float scale = round_to(span, p.scale_dtype), zero = symmetric ? aoq::int4::kMidCode : 0;
+  const float span = symmetric ? absmax / (most / 2) : (range.high / most - range.low / most);
+  float scale = round_to(span, p.scale_dtype), zero = symmetric ? (most + 1) / 2 : 0;
   if (!range.finite) {
     scale = zero = bits_to_float(0x7fc00000);  // where the kernel cannot stop
   } else if (scale == 0) {
@@ -113,7 +114,7 @@ AOQ_DEVICE inline void quantize_group(const Int4Quantize& p, const Group<Values>
   } else if (!symmetric) {
     zero = round_to(-range.low / scale, p.scale_dtype);
     if (p.mapping == Int4Mapping::hqq) {
-      const ScaleAndZero fitted = fit(group, scale, zero, p.scale_dtype);
+      const ScaleAndZero fitted = fit(group, scale, zero, p.scale_dtype, most);
       scale = fitted.scale;
       zero = fitted.zero;
     }
@@ -122,8 +123,8 @@ AOQ_DEVICE inline void quantize_group(const Int4Quantize& p, const Group<Values>
   if (!symmetric) store_float(p.zero_point, p.scale_dtype, at, zero);
 
   for (int64_t v = 0; v < group.vectors(); ++v) {
-    const I32x16 codes = round_to_int(codes_of(group.values(v), splat(scale), splat(zero)));
-    store16_nibbles(qdata + v * 8, codes, group.count - v * 16);
+    const I32x16 codes = round_to_int(codes_of(group.values(v), splat(scale), splat(zero), most));
+    store16_codes(qdata + v * 2 * bits, codes, group.count - v * 16, bits);
   }
 }
 

@@ -1,27 +1,23 @@
-#include "ops/int8_int4_mm/int8_int4_mm.h"
-
+// x is quantized to int8 per row (formats/int8_code.h): x[m, k] ~ (q[m, k] - x_zero[m]) * x_scale[m]. Then
+//
+//   out[m, n] = x_scale[m] * (sum over groups g of scale[n, g] * (sum over k in g of q[m, k] * (code[n, k] -
+//   zero_point[n, g]))
+//                             - x_zero[m] * w_sum[n]) + bias[n]
+//
+// Sums over a group are exact integers, each group's scale is applied to them in fp32: nothing is rounded to 8 bits
+// twice. w_sum[n], the sum over k of w[n, k], is given when x is to be quantized asymmetrically.
 #include <torch/csrc/stable/library.h>
 
-#include "base/kernel.h"
-#include "formats/int4.h"
-#include "mm/packed_mm_entry.h"
+#include "mm/mm.h"
 
 namespace aoq {
 namespace {
 
-#define AOQ_KERNEL(isa, function) {Isa::isa, #function, function},
-constexpr Kernel<Int8Int4MmKernel> kKernels[] = {
-#include "ops/int8_int4_mm/kernels.inc"
-};
-#undef AOQ_KERNEL
-const bool kRegistered = register_op("int8_int4_mm", kKernels);
-
 Tensor int8_int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero_point,
                     const std::optional<Tensor>& w_sum, const std::optional<Tensor>& bias, int64_t n,
                     int64_t group_size, int64_t config) {
-  check_value(config == -1, "int8_int4_mm", "config", "expected -1, as the CPU's kernels have none, got ", config);
-  return packed_mm("int8_int4_mm", {x, packed, scale, zero_point, w_sum, bias}, n, group_size, int4::kUnitK,
-                   [] { return select(kKernels); });
+  return mm("int8_int4_mm", FormatId::int4, XAs::int8, {x, packed, scale, zero_point, w_sum, bias}, n, group_size,
+            config);
 }
 
 }  // namespace

@@ -1,26 +1,18 @@
-#include "ops/int8_mm/int8_mm.h"
-
+// x is quantized to int8 per row (formats/int8_code.h): x[m, k] ~ (q[m, k] - x_zero[m]) * x_scale[m]. Then
+//
+//   out[m, n] = x_scale[m] * (scale[n] * (sum over k of q[m, k] * w_code[n, k]) - x_zero[m] * w_sum[n]) + bias[n]
+//
+// w_sum[n], the sum over k of w[n, k], is given when x is to be quantized asymmetrically.
 #include <torch/csrc/stable/library.h>
 
-#include "base/kernel.h"
-#include "formats/int8.h"
-#include "mm/packed_mm_entry.h"
+#include "mm/mm.h"
 
 namespace aoq {
 namespace {
 
-#define AOQ_KERNEL(isa, function) {Isa::isa, #function, function},
-constexpr Kernel<Int8MmKernel> kKernels[] = {
-#include "ops/int8_mm/kernels.inc"
-};
-#undef AOQ_KERNEL
-const bool kRegistered = register_op("int8_mm", kKernels);
-
 Tensor int8_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& w_sum,
                const std::optional<Tensor>& bias, int64_t n, int64_t config) {
-  check_value(config == -1, "int8_mm", "config", "expected -1, as the CPU's kernels have none, got ", config);
-  return packed_mm("int8_mm", {x, packed, scale, {}, w_sum, bias}, n, {}, int8::kUnitK,
-                   [] { return select(kKernels); });
+  return mm("int8_mm", FormatId::int8, XAs::int8, {x, packed, scale, {}, w_sum, bias}, n, {}, config);
 }
 
 }  // namespace

@@ -1,26 +1,17 @@
-#include "ops/int8_weight_mm/int8_weight_mm.h"
-
+// out[m, n] = (sum over k of x[m, k] * code[n, k]) * scale[n] + bias[n]
+//
+// codes are int8 in tiles (formats/int8.h). x is used as given (bf16, fp16 or fp32): every product of bf16 and a code
+// is exact in fp32, sums are fp32 and are scaled once.
 #include <torch/csrc/stable/library.h>
 
-#include "base/kernel.h"
-#include "formats/int8.h"
-#include "mm/packed_mm_entry.h"
+#include "mm/mm.h"
 
 namespace aoq {
 namespace {
 
-#define AOQ_KERNEL(isa, function) {Isa::isa, #function, function},
-constexpr Kernel<Int8WeightMmKernel> kKernels[] = {
-#include "ops/int8_weight_mm/kernels.inc"
-};
-#undef AOQ_KERNEL
-const bool kRegistered = register_op("int8_weight_mm", kKernels);
-
 Tensor int8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
                       int64_t n, int64_t config) {
-  check_value(config == -1, "int8_weight_mm", "config", "expected -1, as the CPU's kernels have none, got ", config);
-  return packed_mm("int8_weight_mm", {x, packed, scale, {}, {}, bias}, n, {}, int8::kUnitK,
-                   [] { return [](const PackedMm& args) { select(kKernels)(args); }; });
+  return mm("int8_weight_mm", FormatId::int8, XAs::given, {x, packed, scale, {}, {}, bias}, n, {}, config);
 }
 
 }  // namespace

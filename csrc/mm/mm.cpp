@@ -1,0 +1,117 @@
+#include "mm/mm.h"
+
+#include "mm_formats.h"  // all of formats/formats.inc
+
+namespace aoq {
+
+#define AOQ_MM_KERNEL(format, x, isa, op) void mm_##x##_##format##_##isa(const PackedMm&);
+#include "mm_kernels.inc"
+#undef AOQ_MM_KERNEL
+
+namespace {
+
+// What kernels leave to the next row. bf16 pairs and AMX's tiles hold no more bits than bf16 has; of a tile one row of
+// x would leave fifteen sixteenths empty.
+[[maybe_unused]] constexpr bool only_bf16(int64_t, Dtype x) { return x == Dtype::bf16; }
+[[maybe_unused]] constexpr bool several(int64_t m, Dtype) { return m != 1; }
+[[maybe_unused]] constexpr bool several_bf16(int64_t m, Dtype x) { return m != 1 && x == Dtype::bf16; }
+
+constexpr Takes takes_of(XAs x_as, Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::amx) return x_as == XAs::given ? several_bf16 : several;
+  if (isa == Isa::avx512bf16 || isa == Isa::avx512vbmi) return only_bf16;
+#endif
+  return nullptr;
+}
+
+struct MmKernel {
+  FormatId format;
+  XAs x_as;
+  Isa isa;
+  Takes takes;
+  const char* op;
+  const char* name;
+  void (*run)(const PackedMm&);
+};
+
+// By format and kind of x, best first.
+constexpr MmKernel kKernels[] = {
+#define AOQ_MM_KERNEL(format, x, isa, op) \
+  {FormatId::format, XAs::x, Isa::isa, takes_of(XAs::x, Isa::isa), #op, #op "_" #isa, mm_##x##_##format##_##isa},
+#include "mm_kernels.inc"
+#undef AOQ_MM_KERNEL
+};
+
+constexpr bool same(const char* a, const char* b) {
+  for (; *a && *a == *b; ++a) ++b;
+  return *a == *b;
+}
+
+template <class Format>
+constexpr FormatInfo info(const char* name, const char* op, const char* op_of_int8) {
+  using P = Planes<Format::kBits>;
+  return {name,          {op, same(op_of_int8, "none") ? nullptr : op_of_int8},
+          Format::kBits, P::kUnitK,
+          P::kUnitBytes, Format::kGrouped,
+          Format::kFp8};
+}
+
+constexpr FormatInfo kFormats[] = {
+#define AOQ_FORMAT(name, type, op, op_of_int8) info<type>(#name, #op, #op_of_int8),
+#include "formats/formats.inc"
+#undef AOQ_FORMAT
+};
+constexpr int kFormatCount = sizeof(kFormats) / sizeof(kFormats[0]);
+
+// Where a format's rows begin in the table.
+struct Starts {
+  const MmKernel* row[kFormatCount][2] = {};
+  constexpr Starts() {
+    for (const MmKernel& kernel : kKernels) {
+      const MmKernel*& first = row[static_cast<int>(kernel.format)][static_cast<int>(kernel.x_as)];
+      if (!first) first = &kernel;
+    }
+  }
+};
+constexpr Starts kStarts{};
+
+const bool kRegistered = [] {
+  for (const MmKernel& kernel : kKernels) register_op(kernel.op, {{kernel.isa, kernel.name, kernel.takes}});
+  return true;
+}();
+
+}  // namespace
+
+const FormatInfo& info_of(FormatId format) { return kFormats[static_cast<int>(format)]; }
+
+const FormatId* find_format(const std::string& name) {
+  static constexpr FormatId kIds[] = {
+#define AOQ_FORMAT(name, type, op, op_of_int8) FormatId::name,
+#include "formats/formats.inc"
+#undef AOQ_FORMAT
+  };
+  for (const FormatId& id : kIds)
+    if (name == info_of(id).name) return &id;
+  return nullptr;
+}
+
+std::string format_names() {
+  std::string names;
+  for (const FormatInfo& info : kFormats) names += (names.empty() ? "" : ", ") + std::string(info.name);
+  return names;
+}
+
+bool register_mm_op(const char* op, FormatId format, XAs x_as) {
+  for (const MmKernel& kernel : kKernels)
+    if (kernel.format == format && kernel.x_as == x_as) register_op(op, {{kernel.isa, kernel.name, kernel.takes}});
+  return true;
+}
+
+void run_mm(FormatId format, XAs x_as, const PackedMm& args) {
+  const MmKernel* kernel = kStarts.row[static_cast<int>(format)][static_cast<int>(x_as)];
+  while (!allowed(features_of(kernel->isa)) || (kernel->takes && !kernel->takes(args.m, args.x_dtype))) ++kernel;
+  last_kernel.store(kernel->name, std::memory_order_relaxed);
+  kernel->run(args);
+}
+
+}  // namespace aoq

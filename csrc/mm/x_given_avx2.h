@@ -1,0 +1,83 @@
+// Activations in fp32 on AVX2, one k a step.
+#pragma once
+#include "simd/vec_avx2.h"
+
+#include "formats/fp8_weight.h"
+#include "mm/packed_mm_vector.h"
+#include "mm/units.h"
+
+namespace {
+
+template <class Format, bool kByWord = false>
+struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
+  using Of = Units<Int256, Format, kByWord>;
+  using Sum = Vec;
+  using Raw = typename Of::Words;
+  using Weight = __m256;
+  using X = float;
+  static constexpr bool kInt8 = false, kScaleLast = !Format::kGrouped;
+  static constexpr float kMid = Format::kMid, kOffset = kMid;  // codes are decoded around it
+  static constexpr int kStep = 1, kTileRows = 6, kFusedTile = 4, kFusedRows = kFusedTile;
+
+  static Raw load_raw(const uint8_t* stream, int64_t unit) { return Of::load_unit(stream, unit); }
+  static Weight load_weight(const float* data) { return _mm256_loadu_ps(data); }
+  static void store_weight(float* data, Weight weight) { _mm256_storeu_ps(data, weight); }
+  static Vec dot(Vec sum, Weight weight, const X* x) { return _mm256_fmadd_ps(weight, _mm256_broadcast_ss(x), sum); }
+  static const X* words(const void* x, aoq::Dtype dtype, int64_t k, int64_t steps, X* memory) {
+    if (dtype == aoq::Dtype::f32 && k == steps) return static_cast<const X*>(x);
+    widen_row<Avx2>(x, dtype, k, steps, memory);
+    return memory;
+  }
+
+  static Weight decode(const Raw& raw, int k) {
+    if constexpr (Format::kBits == 8) {
+      const __m256i byte = _mm256_srli_epi32(Of::word(raw, 0), 8 * k);
+      if constexpr (Format::kFp8)
+        return fp8_value(byte);
+      else
+        return int8_value(byte);
+    } else {
+      // There is no sixteen-entry look-up: flipping a code's top bit makes it (code - kMid) in two's complement, which
+      // two shifts sign-extend.
+      static_assert(Format::kMid == 1 << (Format::kBits - 1), "codes are counted from the middle");
+      constexpr uint32_t kTops = 0x11111111u << (Format::kBits - 1);
+      const __m256i nibbles = _mm256_xor_si256(Of::word(raw, k / 8), _mm256_set1_epi32(static_cast<int>(kTops)));
+      const __m256i top = _mm256_slli_epi32(nibbles, 32 - Format::kBits - aoq::nibble_shift(k % 8));
+      return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 32 - Format::kBits));
+    }
+  }
+  static Weight decode_scaled(const Raw& raw, int k, Vec scale, Vec shift) { return fma(decode(raw, k), scale, shift); }
+
+ private:
+  // 0x4b000000 | byte is the float 2^23 + byte: one subtraction leaves the code.
+  static Weight int8_value(__m256i byte) {
+    const __m256i low = _mm256_and_si256(byte, _mm256_set1_epi32(0xff));
+    const __m256i bits = _mm256_or_si256(low, _mm256_set1_epi32(0x4b000000));
+    return _mm256_sub_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(8388608 + kMid));
+  }
+
+  // A code's bits, moved to where a float has them; subnormal codes are whole numbers of the smallest.
+  static Weight fp8_value(__m256i byte) {
+    using Fp8 = typename Format::Fp8;
+    const __m256i magnitude = _mm256_and_si256(byte, _mm256_set1_epi32(0x7f));
+    constexpr float kLeast = Fp8::kLeastNormal / (1 << Fp8::kMantissa);
+    const __m256i mantissa = _mm256_slli_epi32(magnitude, 23 - Fp8::kMantissa);
+    __m256i bits = _mm256_add_epi32(mantissa, _mm256_set1_epi32((127 - Fp8::kBias) << 23));
+    const __m256i subnormal = _mm256_cmpgt_epi32(_mm256_set1_epi32(1 << Fp8::kMantissa), magnitude);
+    const __m256 small = _mm256_mul_ps(_mm256_cvtepi32_ps(magnitude), _mm256_set1_ps(kLeast));
+    bits = _mm256_blendv_epi8(bits, _mm256_castps_si256(small), subnormal);
+    // NaN, and e5m2's infinity: all ones in the exponent, and the code's mantissa.
+    const __m256i special = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(kLastFp8<Fp8>));
+    bits = _mm256_blendv_epi8(bits, _mm256_or_si256(mantissa, _mm256_set1_epi32(0x7f800000)), special);
+    const __m256i sign =
+        _mm256_andnot_si256(_mm256_slli_epi32(byte, 24), _mm256_set1_epi32(static_cast<int>(0x80000000)));
+    return _mm256_castsi256_ps(_mm256_or_si256(bits, sign));
+  }
+};
+
+template <class Format>
+void run_given_avx2(const PackedMm& p) {
+  run_vector_mm<FloatAvx2, Format>(p);
+}
+
+}  // namespace
