@@ -15,6 +15,10 @@
 #include "cuda/pdl.h"
 #include "cuda/sm.h"
 
+namespace aoq {
+AOQ_API std::map<std::string, std::string> format_texts();  // mm/mm.h, which needs torch's headers
+}
+
 namespace {
 
 #if defined(AOQ_EMULATE_AMX)
@@ -126,6 +130,10 @@ PyMethodDef methods[] = {
     {"isa", question<isa>, METH_NOARGS, "The ISA in use: AOQ_ISA, or the best here."},
     {"isas", question<isas>, METH_NOARGS, "The ISAs that this machine can run, best first."},
     {"set_isa", setter<aoq::set_isa>, METH_VARARGS, "What AOQ_ISA does, for tests and benchmarks."},
+    {"formats", question<aoq::format_texts>, METH_NOARGS,
+     "The formats of weights by name: bits of a code, whether k comes in groups, whether codes are fp8 (0 or 1), the "
+     "op "
+     "that multiplies x as given, the op for x as int8 or none."},
     {"ops", question<aoq::op_names>, METH_NOARGS, "The ops of torch.ops.aoq."},
     {"kernels", kernels, METH_VARARGS, "The kernels of op under the ISA in use, best first."},
     {"kernel", kernel, METH_VARARGS, "The kernel that op runs under the ISA in use for m rows of x of this dtype."},

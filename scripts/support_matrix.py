@@ -7,13 +7,31 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- support matrix: scripts/support_matrix.py -->\n", "<!-- end of support matrix -->\n"
 
 
+def lines(path: str, macro: str) -> list[tuple[str, ...]]:
+    """The arguments of each line of a table."""
+    found = re.findall(rf"^{macro}\((.*)\)$", (ROOT / path).read_text(), re.MULTILINE)
+    return [tuple(line.split(", ")) for line in found]
+
+
+def mm_kernels(op: str) -> list[tuple[str, str]]:
+    """(isa, kernel) of the matmuls that are made from the tables of formats and kernels; none of other ops."""
+    for format, _, given, int8 in lines("csrc/formats/formats.inc", "AOQ_FORMAT"):
+        if op in (given, int8):
+            rows = lines("csrc/mm/kernels.inc", "AOQ_MM_KERNEL")
+            x = "given" if op == given else "int8"
+            return [
+                (isa, f"{op}_{isa}") for kind, isa, of in rows if kind == x and (of == "all" or format.startswith(of))
+            ]
+    return []
+
+
 def kernels(op: str, table: str = "kernels.inc") -> list[tuple[str, str]]:
     """(isa, kernel) of each line of an op's table, best first."""
+    made = mm_kernels({"fp8_mm": "fp8_weight_mm"}.get(op, op)) if table == "kernels.inc" else []
+    if made:
+        return made
     path = ROOT / "csrc/ops" / op / table
     text = path.read_text() if path.exists() else ""
-    shared = re.search(r'^#include "ops/(\w+)/kernels', text, re.MULTILINE)
-    if shared:
-        return kernels(shared[1], table)
     return re.findall(r"^AOQ_(?:CUTLASS_)?KERNEL\((\w+), (\w+)\)", text, re.MULTILINE)
 
 
@@ -28,7 +46,9 @@ def cuda_tables(op: str) -> list[str]:
 
 
 def ops() -> list[str]:
-    return sorted(path.parent.name for path in ROOT.glob("csrc/ops/*/kernels.inc"))
+    """Those that have kernels, under the names of the kernels: int3_mm is what `mm` runs."""
+    made = {op for row in lines("csrc/formats/formats.inc", "AOQ_FORMAT") for op in row[2:]} - {"none"}
+    return sorted({path.parent.name for path in ROOT.glob("csrc/ops/*/kernels.inc")} | made | {"fp8_mm"})
 
 
 def names(enum: str, header: str) -> list[str]:
@@ -39,7 +59,7 @@ def names(enum: str, header: str) -> list[str]:
 
 def table() -> str:
     tables = {op: {isa for isa, _ in kernels(op) + cuda_kernels(op)} for op in ops()}
-    isas = names("Isa", "csrc/base/isa.h") + names("Sm", "csrc/cuda/sm.h")
+    isas = [name for name, _ in lines("csrc/base/isas.inc", "AOQ_ISA")] + names("Sm", "csrc/cuda/sm.h")
     lines = ["| op | " + " | ".join(isas) + " |", "|---|" + "---|" * len(isas)]
     lines += [f"| `{op}` |" + "".join(" yes |" if isa in has else " |" for isa in isas) for op, has in tables.items()]
     return "\n".join(lines) + "\n"

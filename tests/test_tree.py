@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from aoq import _C
 from aoq.cli import app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -18,7 +19,13 @@ OPS_DIR = CSRC / "ops"
 OPS = support_matrix.ops()
 ISAS = ("amx", "avx512vbmi", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "ref")  # best first
 SMS = ("sm90a", "sm89", "sm80")  # best first
-SEALED = sorted(path for isa in ISAS[:-1] for path in CSRC.rglob(f"*_{isa}.cpp"))
+SEALED = sorted(
+    [path for isa in ISAS[:-1] for path in CSRC.rglob(f"*_{isa}.cpp")]
+    + [
+        *CSRC.glob("mm/x_*.h"),
+        *(CSRC / f"formats/{row[0]}.h" for row in support_matrix.lines("csrc/formats/formats.inc", "AOQ_FORMAT")),
+    ]
+)
 ALLOWED = {"<immintrin.h>", "<cstdint>", "<cstring>", "<cmath>", "<cstddef>"}
 
 
@@ -34,13 +41,21 @@ def included(path, seen=None):
     return seen
 
 
+def test_matmuls_are_listed_as_they_are_built():
+    for op in (op for op in OPS if support_matrix.mm_kernels(op)):
+        listed = [name for isa, name in support_matrix.kernels(op) if isa in _C.isas()]
+        assert _C.kernels(op) == listed[len(listed) - len(_C.kernels(op)) :]
+        assert op not in _C.ops() or (OPS_DIR / op).exists()
+
+
 def test_there_are_ops():
     assert {"int4_mm", "int4_pack", "int4_unpack", "int4_quantize"} <= set(OPS)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_an_op_is_one_folder_one_file_one_test(op):
-    assert (OPS_DIR / op / f"{op}.h").exists() and (OPS_DIR / op / f"{op}.cpp").exists()
+    op = op if (OPS_DIR / op).exists() else "mm"  # formats without an op of their own
+    assert (OPS_DIR / op / f"{op}.cpp").exists()
     assert (ROOT / "python/aoq/ops" / f"{op}.py").exists()
     assert any((ROOT / "tests/ops").glob(f"test_{op.replace('unpack', 'pack')}.py"))
 
@@ -49,6 +64,7 @@ def test_an_op_is_one_folder_one_file_one_test(op):
 def test_a_kernel_is_its_file_and_one_line(op):
     cpu, tables = support_matrix.kernels(op), support_matrix.cuda_tables(op)
     cuda = [(table[len("kernels") : -len("_cuda.inc")], support_matrix.kernels(op, table)) for table in tables]
+    made = op == "fp8_mm" or support_matrix.mm_kernels(op)  # from mm/kernel.cpp.in
     on_cpu = {"fp8_mm": "fp8_weight_mm"}.get(op, op)  # runs the other's kernels
     for owner, listed, suffix, targets in ((on_cpu, [("", cpu)], "cpp", ISAS), (op, cuda, "cu", SMS)):
         for plan, table in listed:
@@ -56,7 +72,7 @@ def test_a_kernel_is_its_file_and_one_line(op):
             order = [target for target, _ in table]
             assert order == sorted(order, key=targets.index), "best first"
         files = {path.stem for path in OPS_DIR.glob(f"{owner}/{owner}_*.{suffix}")} - {f"{owner}_cuda"}
-        assert files == {name for _, table in listed for _, name in table}
+        assert files == (set() if suffix == "cpp" and made else {name for _, table in listed for _, name in table})
     assert cpu[-1][0] == "ref"
     assert (OPS_DIR / op / f"{op}_cuda.cpp").exists() or not cuda, "CUDA kernels have an entry"
     text = "".join((OPS_DIR / op / table).read_text() for table in tables)

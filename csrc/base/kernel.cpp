@@ -7,6 +7,11 @@
 namespace aoq {
 namespace {
 
+std::vector<std::string>& ops() {
+  static std::vector<std::string> names;
+  return names;
+}
+
 std::map<std::string, std::vector<KernelName>>& tables() {
   static std::map<std::string, std::vector<KernelName>> map;  // built on first use: ops register before main
   return map;
@@ -23,7 +28,12 @@ const std::vector<KernelName>& table(const std::string& op) {
 std::atomic<const char*> last_kernel{""};
 
 bool register_op(const char* op, const std::vector<KernelName>& names) {
-  std::vector<KernelName>& rows = tables()[op];
+  ops().emplace_back(op);
+  return register_kernels(op, names);
+}
+
+bool register_kernels(const char* name, const std::vector<KernelName>& names) {
+  std::vector<KernelName>& rows = tables()[name];
   for (const KernelName& kernel : names)  // formats may share an op, and its kernels' names
     if (std::none_of(rows.begin(), rows.end(), [&](const auto& row) { return row.name == std::string(kernel.name); }))
       rows.push_back(kernel);
@@ -31,9 +41,9 @@ bool register_op(const char* op, const std::vector<KernelName>& names) {
 }
 
 std::vector<std::string> op_names() {
-  std::vector<std::string> ops;
-  for (const auto& [op, names] : tables()) ops.push_back(op);
-  return ops;
+  std::vector<std::string> names = ops();
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 std::vector<std::string> kernel_names(const std::string& op) {

@@ -30,9 +30,10 @@ struct KernelName {
   Takes takes = nullptr;
 };
 
-// Adds rows to an op's table for _C; called when the library loads.
+// Adds rows to a table for _C, called when the library loads: to an op's, or to that of kernels whose names begin so.
+bool register_kernels(const char* table, const std::vector<KernelName>& names);
 bool register_op(const char* op, const std::vector<KernelName>& names);
-AOQ_API std::vector<std::string> op_names();
+AOQ_API std::vector<std::string> op_names();          // that have a table
 AOQ_API extern std::atomic<const char*> last_kernel;  // the last that select gave: how tests know what ran
 AOQ_API std::vector<std::string> kernel_names(const std::string& op);  // that the active ISA allows, best first
 AOQ_API std::string kernel_name(const std::string& op, int64_t m, Dtype x_dtype);  // that runs for these

@@ -76,7 +76,7 @@ struct Starts {
 constexpr Starts kStarts{};
 
 const bool kRegistered = [] {
-  for (const MmKernel& kernel : kKernels) register_op(kernel.op, {{kernel.isa, kernel.name, kernel.takes}});
+  for (const MmKernel& kernel : kKernels) register_kernels(kernel.op, {{kernel.isa, kernel.name, kernel.takes}});
   return true;
 }();
 
@@ -101,10 +101,19 @@ std::string format_names() {
   return names;
 }
 
+std::map<std::string, std::string> format_texts() {
+  std::map<std::string, std::string> texts;
+  for (const FormatInfo& info : kFormats)
+    texts[info.name] =
+        join(info.bits, " ", info.grouped, " ", info.fp8, " ", info.op[0], " ", info.op[1] ? info.op[1] : "none");
+  return texts;
+}
+
 bool register_mm_op(const char* op, FormatId format, XAs x_as) {
+  std::vector<KernelName> names;
   for (const MmKernel& kernel : kKernels)
-    if (kernel.format == format && kernel.x_as == x_as) register_op(op, {{kernel.isa, kernel.name, kernel.takes}});
-  return true;
+    if (kernel.format == format && kernel.x_as == x_as) names.push_back({kernel.isa, kernel.name, kernel.takes});
+  return register_op(op, names);
 }
 
 void run_mm(FormatId format, XAs x_as, const PackedMm& args) {

@@ -1,6 +1,8 @@
 // Every matmul with a packed weight, on the CPU: which kernels there are for a format and a kind of x, which one runs,
 // and the checked entry that named ops and `mm` share.
 #pragma once
+#include <map>
+
 #include "base/kernel.h"
 #include "mm/packed_mm_entry.h"
 
@@ -27,8 +29,10 @@ const FormatInfo& info_of(FormatId format);
 // The format with this name, or null.
 const FormatId* find_format(const std::string& name);
 std::string format_names();  // all of them, as errors list them
+// For _C: each format with "bits grouped fp8 op op_of_int8", in numbers and names; "none" where there is no op.
+AOQ_API std::map<std::string, std::string> format_texts();
 
-// For _C: `op` runs the kernels of this format. The format's own ops need not say so.
+// For _C: there is an op `op`, which runs the kernels of this format.
 bool register_mm_op(const char* op, FormatId format, XAs x_as);
 
 // Runs the first kernel that takes `args`.

@@ -56,6 +56,8 @@ class PackedWeight:
     """
 
     op: str
+    kernels_of = None  # the op whose name its kernels have, if not op
+    unit_bytes = 64
     x_dtype = None  # what x is multiplied in, if not as given
 
     def __init__(self, exact, addends=None, **parts):
@@ -139,7 +141,9 @@ class PackedMmTests:
             for m in self.rows:
                 x = torch.randn(m, weight.k).to(dtype)
                 out = weight(x)
-                assert m == 0 or _C.last_kernel() == _C.kernel(weight.op, m, str(weight.x_dtype or dtype)[6:])
+                assert m == 0 or _C.last_kernel() == _C.kernel(
+                    weight.kernels_of or weight.op, m, str(weight.x_dtype or dtype)[6:]
+                )
                 check(out, x, weight)
 
     @settings(max_examples=60, suppress_health_check=[HealthCheck.differing_executors])
@@ -314,7 +318,7 @@ class PackedMmTests:
             (
                 dict(x=torch.randn(3, 80)),
                 ValueError,
-                rf"packed: expected shape \[2, {units * 80 // 64}, 64\], got \[2, {units}, 64\]",
+                rf"packed: expected shape \[2, {-(-units * 80 // 64)}, {weight.unit_bytes}\], got \[2, {units}, ",
             ),
             (dict(x=x[:, :0]), ValueError, "x: expected k > 0|group_size"),
             (dict(x=x.to("meta")), ValueError, "packed: expected the device of x, meta, got cpu"),

@@ -10,6 +10,8 @@
 namespace aoq {
 namespace {
 
+const bool kRegistered = register_mm_op("fp8_weight_mm", FormatId::fp8_e4m3, XAs::given);
+
 Tensor fp8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
                      int64_t n, std::optional<ScalarType> w_dtype, int64_t config) {
   constexpr const char* op = "fp8_weight_mm";

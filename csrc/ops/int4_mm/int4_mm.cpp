@@ -13,6 +13,8 @@
 namespace aoq {
 namespace {
 
+const bool kRegistered = register_mm_op("int4_mm", FormatId::int4, XAs::given);
+
 Tensor int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero_point,
                const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
   return mm("int4_mm", FormatId::int4, XAs::given, {x, packed, scale, zero_point, {}, bias}, n, group_size, config);

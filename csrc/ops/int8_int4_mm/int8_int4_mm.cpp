@@ -13,6 +13,8 @@
 namespace aoq {
 namespace {
 
+const bool kRegistered = register_mm_op("int8_int4_mm", FormatId::int4, XAs::int8);
+
 Tensor int8_int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero_point,
                     const std::optional<Tensor>& w_sum, const std::optional<Tensor>& bias, int64_t n,
                     int64_t group_size, int64_t config) {

@@ -10,6 +10,8 @@
 namespace aoq {
 namespace {
 
+const bool kRegistered = register_mm_op("int8_mm", FormatId::int8, XAs::int8);
+
 Tensor int8_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& w_sum,
                const std::optional<Tensor>& bias, int64_t n, int64_t config) {
   return mm("int8_mm", FormatId::int8, XAs::int8, {x, packed, scale, {}, w_sum, bias}, n, {}, config);

@@ -9,6 +9,8 @@
 namespace aoq {
 namespace {
 
+const bool kRegistered = register_mm_op("int8_weight_mm", FormatId::int8, XAs::given);
+
 Tensor int8_weight_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
                       int64_t n, int64_t config) {
   return mm("int8_weight_mm", FormatId::int8, XAs::given, {x, packed, scale, {}, {}, bias}, n, {}, config);

@@ -21,7 +21,14 @@ from aoq.ops.fp8_quantize import fp8_dequantize, fp8_quantize, fp8_quantize_refe
 from aoq.ops.fp8_weight_mm import fp8_weight_mm, fp8_weight_mm_reference  # noqa: E402
 from aoq.ops.int4_mm import int4_mm, int4_mm_reference  # noqa: E402
 from aoq.ops.int4_pack import int4_pack, int4_pack_reference  # noqa: E402
-from aoq.ops.int4_quantize import int4_dequantize, int4_quantize, int4_quantize_reference  # noqa: E402
+from aoq.ops.int4_quantize import (  # noqa: E402
+    int4_dequantize,
+    int4_quantize,
+    int4_quantize_reference,
+    intx_dequantize,
+    intx_quantize,
+    intx_quantize_reference,
+)
 from aoq.ops.int4_unpack import int4_unpack, int4_unpack_reference  # noqa: E402
 from aoq.ops.int8_int4_mm import int8_int4_mm, int8_int4_mm_reference  # noqa: E402
 from aoq.ops.int8_mm import int8_mm, int8_mm_reference  # noqa: E402
@@ -29,6 +36,8 @@ from aoq.ops.int8_pack import int8_pack, int8_pack_reference  # noqa: E402
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize, int8_quantize_reference  # noqa: E402
 from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference  # noqa: E402
 from aoq.ops.int8_weight_mm import int8_weight_mm, int8_weight_mm_reference  # noqa: E402
+from aoq.ops.intx_pack import intx_pack, intx_pack_reference, intx_unpack, intx_unpack_reference  # noqa: E402
+from aoq.ops.mm import mm, mm_reference  # noqa: E402
 from aoq.ops.packed import tile_scale, untile_scale  # noqa: E402
 from aoq.ops.rmsnorm_quantize import rmsnorm_quantize, rmsnorm_quantize_reference  # noqa: E402
 from aoq.ops.silu_mul_quantize import silu_mul_quantize, silu_mul_quantize_reference  # noqa: E402
@@ -63,6 +72,15 @@ __all__ = [
     "int8_unpack_reference",
     "int8_weight_mm",
     "int8_weight_mm_reference",
+    "intx_dequantize",
+    "intx_pack",
+    "intx_pack_reference",
+    "intx_quantize",
+    "intx_quantize_reference",
+    "intx_unpack",
+    "intx_unpack_reference",
+    "mm",
+    "mm_reference",
     "rmsnorm_quantize",
     "rmsnorm_quantize_reference",
     "silu_mul_quantize",

@@ -1,4 +1,4 @@
-"""int4_quantize: float weights to int4 codes with a scale and a zero point per group."""
+"""int4_quantize and intx_quantize: float weights to codes of a few bits with a scale and a zero point per group."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from aoq.ops.bits import from_codes, row_bytes, to_codes
 from aoq.ops.dtypes import check_floats
 from aoq.ops.errors import raises_typed
 
-QMAX = 15
 _HQQ_ITERATIONS = 20
 _HQQ_P = 0.7
 _HQQ_BETA = 10.0
@@ -49,27 +49,67 @@ def int4_quantize(
     return qdata, scale, zero_point
 
 
-@torch.library.register_fake("aoq::int4_quantize")  # type: ignore[untyped-decorator]
-def _(
-    w: Tensor, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
+@raises_typed
+def intx_quantize(
+    w: Tensor, bits: int, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_floats("int4_quantize", "w", w)
-    torch._check_value(w.dim() == 2, lambda: f"aoq::int4_quantize: w: expected shape [n, k], got {tuple(w.shape)}")
+    """`int4_quantize` for codes of `bits` bits, 1 to 8.
+
+    Args:
+        bits: of a code; codes are 0 .. 2^bits - 1. Symmetric means scale = absmax / ((2^bits - 1) / 2) and a zero point of
+            2^(bits - 1).
+
+    Returns:
+        qdata: uint8 [n, ceil(k * bits / 8)]: code i of a row is its bits [i * bits, (i + 1) * bits), lowest first.
+        scale, zero_point: as of `int4_quantize`.
+    """
+    qdata, scale, zero_point = torch.ops.aoq.intx_quantize.default(w, bits, group_size, mapping, scale_dtype)
+    return qdata, scale, zero_point
+
+
+def _fake(
+    op: str, w: Tensor, bits: int, group_size: int, mapping: str, scale_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_floats(op, "w", w)
+    torch._check_value(w.dim() == 2, lambda: f"aoq::{op}: w: expected shape [n, k], got {tuple(w.shape)}")
+    torch._check_value(1 <= bits <= 8, lambda: f"aoq::{op}: bits: expected 1 to 8, got {bits}")
     n, k = w.shape
     torch._check_value(
         group_size > 0 and (group_size % 8 == 0 or group_size >= k),
-        lambda: f"aoq::int4_quantize: group_size: expected a multiple of 8, or at least k = {k}, got {group_size}",
+        lambda: f"aoq::{op}: group_size: expected a multiple of 8, or at least k = {k}, got {group_size}",
     )
     groups = -(-k // group_size)
     scale = w.new_empty((n, groups), dtype=scale_dtype or w.dtype)
     zero_point = scale.new_empty((n, 0 if mapping == "symmetric" else groups))
-    return w.new_empty((n, (k + 1) // 2), dtype=torch.uint8), scale, zero_point
+    return w.new_empty((n, row_bytes(k, bits)), dtype=torch.uint8), scale, zero_point
+
+
+@torch.library.register_fake("aoq::int4_quantize")  # type: ignore[untyped-decorator]
+def _(
+    w: Tensor, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake("int4_quantize", w, 4, group_size, mapping, scale_dtype)
+
+
+@torch.library.register_fake("aoq::intx_quantize")  # type: ignore[untyped-decorator]
+def _(
+    w: Tensor, bits: int, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake("intx_quantize", w, bits, group_size, mapping, scale_dtype)
 
 
 def int4_quantize_reference(
     w: Tensor, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The reference for `int4_quantize`, in fp32 PyTorch: the same arguments and results."""
+    return intx_quantize_reference(w, 4, group_size, mapping, scale_dtype)
+
+
+def intx_quantize_reference(
+    w: Tensor, bits: int, group_size: int, mapping: str = "asymmetric", scale_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference for `intx_quantize`, in fp32 PyTorch: the same arguments and results."""
+    qmax = (1 << bits) - 1
     n, k = w.shape
     dtype = scale_dtype or w.dtype
     group_size = min(group_size, max(k, 1))
@@ -81,29 +121,29 @@ def int4_quantize_reference(
     if mapping == "symmetric":
         high = torch.maximum(-low, high)
         low = -high
-    scale = (high / QMAX - low / QMAX).to(dtype).float()  # halves first: high - low may overflow
+    scale = (high / qmax - low / qmax).to(dtype).float()  # halves first: high - low may overflow
     vanished = scale == 0  # all zeros, or too small for the stored dtype
     scale = torch.where(vanished, 1.0, scale)
-    zero_point = torch.full_like(scale, 8)
+    zero_point = torch.full_like(scale, 1 << (bits - 1))
     if mapping != "symmetric":
         zero_point = torch.where(vanished, 0.0, -low / scale).to(dtype).float()
     if mapping == "hqq":
         real = pad(torch.ones_like(groups[:1, 0, :1]).expand(1, k), (0, padding)).view(-1, group_size)
-        fitted = _hqq(groups, real, scale, zero_point, dtype)
+        fitted = _hqq(groups, real, scale, zero_point, dtype, qmax)
         scale, zero_point = (torch.where(vanished, a, b) for a, b in zip((scale, zero_point), fitted, strict=True))
-    q = _codes(groups, scale, zero_point)
-    q = q.view(n, -1)[:, :k].to(torch.uint8)
-    q = pad(q, (0, k % 2))
-    qdata = q[:, 0::2] | q[:, 1::2] << 4
+    q = _codes(groups, scale, zero_point, qmax)
+    qdata = from_codes(q.view(n, -1)[:, :k].to(torch.uint8), bits)
     zero_point = zero_point[:, :0] if mapping == "symmetric" else zero_point
     return qdata, scale.flatten(1).to(dtype), zero_point.flatten(1).to(dtype)
 
 
-def _codes(groups: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    return (groups / scale + zero_point).round().clamp(0, QMAX)
+def _codes(groups: Tensor, scale: Tensor, zero_point: Tensor, qmax: int) -> Tensor:
+    return (groups / scale + zero_point).round().clamp(0, qmax)
 
 
-def _hqq(groups: Tensor, real: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _hqq(
+    groups: Tensor, real: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype, qmax: int
+) -> tuple[Tensor, Tensor]:
     """The scale and zero point of each group with the least error that HQQ's iteration meets over several ranges.
 
     groups [n, G, group_size] fp32, real [G, group_size] 1 where groups is not padding, scale and
@@ -116,7 +156,7 @@ def _hqq(groups: Tensor, real: Tensor, scale: Tensor, zero_point: Tensor, dtype:
         last_error, active, beta = torch.full_like(zero, torch.inf), narrow > 0, _HQQ_BETA
         narrow = torch.where(active, narrow, 1.0)
         for _ in range(_HQQ_ITERATIONS):
-            q = _codes(groups, narrow, zero)
+            q = _codes(groups, narrow, zero, qmax)
             error = groups - (q - zero) * narrow
             magnitude = error.abs().clamp(min=1e-12)
             size = (((error.abs() / scale).clamp(min=1e-12) ** _HQQ_ERROR_NORM) * real).sum(-1, keepdim=True)
@@ -148,10 +188,21 @@ def int4_dequantize(
     Returns:
         [..., k] in `dtype`.
     """
-    codes = torch.stack((qdata & 0xF, qdata >> 4), dim=-1).flatten(-2)[..., :k]
+    return intx_dequantize(qdata, scale, zero_point, 4, group_size, k, dtype)
+
+
+def intx_dequantize(
+    qdata: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int, group_size: int, k: int, dtype: torch.dtype
+) -> Tensor:
+    """`int4_dequantize` of codes of `bits` bits; no zero point means 2^(bits - 1).
+
+    Args:
+        qdata: uint8 [..., ceil(k * bits / 8)], as `intx_quantize` makes it.
+    """
+    codes = to_codes(qdata, k, bits)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     if zero_point is None or zero_point.shape[-1] == 0:
-        centered = codes.to(compute) - 8
+        centered = codes.to(compute) - (1 << (bits - 1))
     else:
         centered = codes - _spread(zero_point.to(compute), group_size, k)
     return (centered * _spread(scale.to(compute), group_size, k)).to(dtype)

@@ -42,21 +42,37 @@ def packed_mm(
         dequantize: (*weight, *sizes, k, dtype) -> [n, k], for the backward pass.
     """
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        out: Tensor = _PackedMm.apply(op, dequantize, x, bias, sizes, *weight)
-        return out
+        count = len(weight)
+
+        def call(x: Tensor, *rest: Any) -> Tensor:
+            return packed_mm(op, dequantize, x, rest[:count], *rest[count:])
+
+        return differentiable(call, dequantize, x, weight, bias, *sizes)
     try:
-        out = op(x, *weight, bias, *sizes)
+        out: Tensor = op(x, *weight, bias, *sizes)
         return out
     except RuntimeError as error:
-        _check_devices(op, x, *weight, bias)  # the dispatcher names no operand
+        _check_operands(op, x, *weight, bias)  # the dispatcher names no operand
         raise typed(error) from None
+
+
+def differentiable(
+    call: Callable[..., Tensor], dequantize: Dequantize, x: Tensor, weight: Operands, bias: Tensor | None, *sizes: Any
+) -> Tensor:
+    """`call(x, *weight, bias, *sizes)` with gradients, once, in `x` and `bias`.
+
+    Args:
+        dequantize: (*weight, *sizes, k, dtype) -> [n, k], for the backward pass.
+    """
+    out: Tensor = _PackedMm.apply(call, dequantize, x, bias, sizes, *weight)
+    return out
 
 
 def packed_mm_fake(
     op: OpOverload, packed_shape: PackedShape, x: Tensor, weight: Operands, bias: Tensor | None, n: int
 ) -> Tensor:
     """What `op` returns, without values. `packed_shape`: (n, k, device) -> that of the packed codes there."""
-    _check_devices(op, x, *weight, bias)
+    _check_operands(op, x, *weight, bias)
     assert weight[0] is not None
     k, got = x.shape[-1], tuple(weight[0].shape)
     wanted = packed_shape(n, k, x.device)
@@ -72,22 +88,27 @@ def mm_reference(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) 
     return (out if bias is None else out + bias.double()).to(dtype)
 
 
-def _check_devices(op: OpOverload, x: Tensor, *others: Tensor | None) -> None:
-    for argument, operand in zip(op._schema.arguments[1:], others, strict=False):
+def _check_operands(op: OpOverload, x: Tensor, *others: Tensor | None) -> None:
+    names = (argument.name for argument in op._schema.arguments[1:])
+    check_devices(op._schema.name, x, dict(zip(names, others, strict=False)))
+
+
+def check_devices(op: str, x: Tensor, others: dict[str, Tensor | None]) -> None:
+    """Raises ValueError unless every operand is on the device of `x`."""
+    for name, operand in others.items():
         if operand is not None and operand.device != x.device:
-            text = f"{argument.name}: expected the device of x, {x.device}, got {operand.device}"
-            raise ValueError(f"{op._schema.name}: {text}")
+            raise ValueError(f"{op}: {name}: expected the device of x, {x.device}, got {operand.device}")
 
 
 class _PackedMm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, op: OpOverload, dequantize: Dequantize, *operands: Any) -> Tensor:
+    def forward(ctx: Any, call: Callable[..., Tensor], dequantize: Dequantize, *operands: Any) -> Tensor:
         x, bias, sizes, *weight = operands
         ctx.save_for_backward(*weight)
         ctx.dequantize, ctx.sizes, ctx.k, ctx.dtype = dequantize, sizes, x.shape[-1], x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.no_grad():
-            return packed_mm(op, dequantize, x, tuple(weight), bias, *sizes)
+            return call(x, *weight, bias, *sizes)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

@@ -1,0 +1,178 @@
+"""mm: activations times a packed weight of any format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aoq import _C
+from aoq.ops.bits import from_codes, packed_shape, unpack_codes
+from aoq.ops.errors import typed
+from aoq.ops.fp8_quantize import fp8_dequantize
+from aoq.ops.int4_quantize import intx_dequantize
+from aoq.ops.int8_mm import linear_reference
+from aoq.ops.int8_quantize import int8_dequantize
+from aoq.ops.int8_unpack import int8_unpack_reference
+from aoq.ops.packed import check_devices, differentiable, untile_scale
+from aoq.ops.packed import mm_reference as exact_mm
+
+PARTS = ("packed", "scale", "zero_point", "w_sum")
+
+_op = torch.ops.aoq.mm.default
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the library's csrc/formats/<name>.h says of a format.
+
+    bits: of a code. grouped: whether k comes in groups with a scale each. fp8: whether codes are floats of 8 bits.
+    ops: what multiplies `x_as` "given" and, where there is one, "int8"; its kernels have its name.
+    """
+
+    name: str
+    bits: int
+    grouped: bool
+    fp8: bool
+    ops: dict[str, str]
+
+
+def _format(name: str, text: str) -> Format:
+    bits, grouped, fp8, given, int8 = text.split()
+    ops = {"given": given} | ({} if int8 == "none" else {"int8": int8})
+    return Format(name, int(bits), grouped == "1", fp8 == "1", ops)
+
+
+FORMATS = {name: _format(name, text) for name, text in _C.formats().items()}
+
+
+def mm(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    w_sum: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    format: str,
+    x_as: str = "given",
+    group_size: int | None = None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """Multiplies `x` with a packed weight of any of the library's formats.
+
+    Differentiable once in `x` and `bias`, as if `x` had been used as given; not with `offsets`.
+
+    Args:
+        x: [..., k] bf16, fp16 or fp32, any strides; zero rows are fine. With `offsets` [m, k].
+        packed: the codes as the CPU's kernels read them: from `intx_pack`, `int4_pack` or `int8_pack`.
+        scale: [ceil(n / 16), G, 16] from `tile_scale`, G = ceil(k / group_size), or 1 where a row has one scale.
+        zero_point: like `scale`, or None for the middle code; only where k comes in groups.
+        w_sum: fp32 [n], the sum over k of the dequantized weight, to quantize `x` asymmetrically; only as "int8".
+        bias: [n] bf16, fp16 or fp32, or None.
+        n: rows of the weight.
+        format: one of `FORMATS`.
+        x_as: "given", or "int8" to quantize each row of `x` as `int8_quantize` does.
+        group_size: columns that share a scale, where the format has groups; else None.
+        offsets: int32 or int64 [experts], ascending: parts have one more dimension, of experts, and expert e multiplies
+            rows offsets[e - 1] to offsets[e] of `x`; rows after the last offset become 0.
+
+    Returns:
+        [..., n] in the dtype of `x`.
+
+    Raises:
+        ValueError, TypeError: an operand has a wrong shape, device or dtype, or the format does not take it; the text
+            names it.
+    """
+    sizes = (n, format, x_as, group_size, offsets)
+    if offsets is None and torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return differentiable(_call, _dequantize, x, (packed, scale, zero_point, w_sum), bias, *sizes)
+    return _call(x, packed, scale, zero_point, w_sum, bias, *sizes)
+
+
+def _call(
+    x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None, w_sum: Tensor | None, *rest: Any
+) -> Tensor:
+    parts = [packed, scale]
+    if zero_point is not None or w_sum is not None:
+        parts.append(scale.new_empty(0) if zero_point is None else zero_point)
+    if w_sum is not None:
+        parts.append(w_sum)
+    try:
+        out: Tensor = _op(x, parts, *rest)
+        return out
+    except RuntimeError as error:
+        operands = (packed, scale, zero_point, w_sum, rest[0], rest[-1])
+        check_devices("aoq::mm", x, dict(zip((*PARTS, "bias", "offsets"), operands, strict=True)))
+        raise typed(error) from None
+
+
+def _dequantize(
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    w_sum: Tensor | None,
+    n: int,
+    format: str,
+    x_as: str,
+    group_size: int | None,
+    offsets: None,
+    k: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The weight [n, k] that `mm` multiplies with."""
+    of, scale = FORMATS[format], untile_scale(scale, n)
+    zero_point = None if zero_point is None else untile_scale(zero_point, n)
+    if of.fp8:
+        codes = int8_unpack_reference(packed, n, k)
+        return fp8_dequantize(codes.view(torch.float8_e5m2 if "e5m2" in format else torch.float8_e4m3fn), scale, dtype)
+    if of.bits == 8:
+        return int8_dequantize(int8_unpack_reference(packed, n, k), scale, None, dtype)
+    qdata = from_codes(unpack_codes(packed, torch.arange(n, device=packed.device), k, of.bits), of.bits)
+    return intx_dequantize(qdata, scale, zero_point, of.bits, group_size or k, k, dtype)
+
+
+@torch.library.register_fake("aoq::mm")  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor,
+    parts: list[Tensor],
+    bias: Tensor | None,
+    n: int,
+    format: str,
+    x_as: str = "given",
+    group_size: int | None = None,
+    offsets: Tensor | None = None,
+    config: int = -1,
+) -> Tensor:
+    check_devices("aoq::mm", x, dict(zip(PARTS, parts, strict=False)) | {"bias": bias, "offsets": offsets})
+    torch._check_value(
+        format in FORMATS, lambda: f"aoq::mm: format: expected one of {', '.join(FORMATS)}, got {format}"
+    )
+    k, got = x.shape[-1], tuple(parts[0].shape[-3:])
+    wanted = packed_shape(n, k, FORMATS[format].bits)
+    torch._check_value(
+        got == wanted, lambda: f"aoq::mm: packed: expected shape {wanted} for x with {k} columns, got {got}"
+    )
+    return x.new_empty((*x.shape[:-1], n))
+
+
+def mm_reference(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    w_sum: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    format: str,
+    x_as: str = "given",
+    group_size: int | None = None,
+) -> Tensor:
+    """The reference for `mm` in PyTorch, without `offsets`: fp64 products and sums of exactly dequantized x and w."""
+    sizes = (n, format, x_as, group_size, None, x.shape[-1], torch.float64)
+    w = _dequantize(packed, scale, zero_point, w_sum, *sizes)
+    if x_as == "int8":
+        return linear_reference(x, w, w_sum, bias)
+    return exact_mm(x.double(), w, bias, x.dtype)

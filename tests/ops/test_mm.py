@@ -1,0 +1,178 @@
+"""mm against fp64: every format of the library that has no op of its own, and the others on a few shapes."""
+
+import pytest
+import torch
+from packed_mm import DTYPES, GROUPED_SHAPES, Int8XTests, Int8XWeight, PackedMmTests, PackedWeight, check
+
+import aoq.ops
+from aoq import _C
+from aoq.ops import intx_dequantize, intx_pack, intx_quantize, mm, tile_scale
+from aoq.ops.bits import from_codes
+from aoq.ops.mm import FORMATS
+
+BITS = sorted({f.bits for f in FORMATS.values() if f.grouped and f.bits != 4})
+FORMAT = {bits: next(f for f in FORMATS.values() if f.grouped and f.bits == bits) for bits in BITS}
+# A unit has up to 32 columns, so groups of 8 and of 40 are not whole ones.
+SHAPES = [*GROUPED_SHAPES, (48, 320, 40), (33, 520, 64), (20, 70, 32)]
+
+
+def parts_of(n, k, group, mapping, bits, scale_dtype, seed, qdata):
+    """The operands of a random weight, its exact values and the step of each."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(n, k, generator=generator) * torch.rand(n, 1, generator=generator).exp()
+    codes, scale, zero = intx_quantize(w.to(scale_dtype), bits, group, mapping)
+    qdata = codes if qdata is None else qdata
+    exact = intx_dequantize(qdata, scale.double(), zero.double(), bits, group, k, torch.float64)
+    step = scale.double().repeat_interleave(min(group, k), 1)[:, :k]
+    zero_point = None if mapping == "symmetric" else tile_scale(zero)
+    format = FORMAT[bits].name
+    parts = dict(packed=intx_pack(qdata, k, bits), scale=tile_scale(scale), zero_point=zero_point)
+    return parts | dict(n=n, format=format, group_size=group), exact, step
+
+
+class Weight(PackedWeight):
+    op = "mm"
+
+    def __init__(self, n, k, group, variant, scale_dtype=torch.bfloat16, seed=0, qdata=None):
+        bits, mapping = variant
+        parts, exact, step = parts_of(n, k, group, mapping, bits, scale_dtype, seed, qdata)
+        self.kernels_of, self.unit_bytes = FORMAT[bits].ops["given"], parts["packed"].shape[-1]
+        super().__init__(exact, 2**bits * step + exact.abs(), w_sum=None, **parts)
+
+    def product(self, x):
+        """With bf16 x of more than ten rows, the kernel for AVX512_BF16 may round each weight to bf16 first."""
+        expected, rounding = super().product(x)
+        if x.dtype == torch.bfloat16 and len(x) > 10 and _C.last_kernel().endswith("_avx512bf16"):
+            rounding = rounding + 2.0**-8 * (x.double().abs() @ self.exact.abs().t())
+        return expected, rounding
+
+
+class TestGiven(PackedMmTests):
+    weight = Weight
+    variants = tuple((bits, mapping) for bits in BITS for mapping in ("asymmetric", "symmetric"))
+    shapes = SHAPES
+    blocks = (((160, 512, 64), variants[0]), ((88, 3000, 1000), variants[0]))
+    bad = (
+        (dict(group_size=12), ValueError, "group_size: expected a multiple of 8, or at least k = 64, got 12"),
+        (dict(group_size=None), ValueError, "group_size: expected a number for int"),
+        (dict(format="int9"), ValueError, "format: expected one of int3, .*, got int9"),
+        (dict(x_as="fp8"), ValueError, "x_as: expected given or int8, got fp8"),
+        (dict(w_sum=torch.ones(32)), ValueError, "parts: expected no w_sum"),
+    )
+
+    def test_opcheck(self):
+        weight = self.sample(32, 64, 32)
+        p = weight.parts
+        torch.library.opcheck(
+            torch.ops.aoq.mm.default,
+            (torch.randn(3, 64), [p["packed"], p["scale"], p["zero_point"]], None, 32, p["format"], "given", 32),
+        )
+
+
+class Int8Weight(Int8XWeight):
+    op = "mm"
+
+    def __init__(self, n, k, group, variant, scale_dtype=torch.bfloat16, seed=0, qdata=None):
+        bits, w_mapping, mapping = variant
+        parts, exact, step = parts_of(n, k, group, w_mapping, bits, scale_dtype, seed, qdata)
+        self.kernels_of, self.unit_bytes = FORMAT[bits].ops["int8"], parts["packed"].shape[-1]
+        super().__init__(exact, 2**bits * step + exact.abs(), group, mapping, x_as="int8", **parts)
+
+
+class TestInt8(Int8XTests):
+    weight = Int8Weight
+    variants = tuple((bits, *m) for bits in BITS for m in (("asymmetric", "asymmetric"), ("symmetric", "symmetric")))
+    shapes = SHAPES
+    blocks = (((160, 512, 64), variants[0]), ((88, 3000, 1000), variants[0]))
+
+    def test_opcheck(self):
+        weight = self.sample(32, 64, 32)
+        p = weight.parts
+        parts = [p["packed"], p["scale"], p["zero_point"], p["w_sum"]]
+        torch.library.opcheck(torch.ops.aoq.mm.default, (torch.randn(3, 64), parts, None, 32, p["format"], "int8", 32))
+
+    def test_extreme_codes(self, isa, variant):
+        bits = variant[0]
+        self.extremes = [from_codes(torch.full((33, 4100), code, dtype=torch.uint8), bits) for code in (0, 2**bits - 1)]
+        super().test_extreme_codes(isa, variant)
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=lambda f: f.name)
+def test_mm_is_the_formats_own_op(isa, format):
+    """Bit for bit, on whatever the format's own test has proven."""
+    n, k, x = 33, 96, torch.randn(5, 96).bfloat16()
+    w = torch.randn(n, k)
+    if format.grouped and format.bits != 4:
+        pytest.skip("it has none but mm")
+    if format.grouped:
+        qdata, scale, zero = aoq.ops.int4_quantize(w, 32)
+        operands = (aoq.ops.int4_pack(qdata, k), tile_scale(scale), tile_scale(zero))
+        assert torch.equal(
+            mm(x, *operands, None, None, n, "int4", group_size=32), aoq.ops.int4_mm(x, *operands, None, n, 32)
+        )
+        expected = aoq.ops.int8_int4_mm(x, *operands, None, None, n, 32)
+        assert torch.equal(mm(x, *operands, None, None, n, "int4", "int8", 32), expected)
+        return
+    if format.fp8:
+        dtype = torch.float8_e5m2 if "e5m2" in format.name else torch.float8_e4m3fn
+        codes, scale = aoq.ops.fp8_quantize(w, "row", dtype)
+        operands, more = (aoq.ops.int8_pack(codes.view(torch.int8)), tile_scale(scale)), (dtype,)
+    else:
+        codes, scale, _ = aoq.ops.int8_quantize(w)
+        operands, more = (aoq.ops.int8_pack(codes), tile_scale(scale)), ()
+        expected = aoq.ops.int8_mm(x, *operands, None, None, n)
+        assert torch.equal(mm(x, *operands, None, None, None, n, format.name, "int8"), expected)
+    expected = getattr(aoq.ops, format.ops["given"])(x, *operands, None, n, *more)
+    assert torch.equal(mm(x, *operands, None, None, None, n, format.name), expected)
+    with pytest.raises(ValueError, match="group_size: expected None"):
+        mm(x, *operands, None, None, None, n, format.name, group_size=32)
+
+
+@pytest.mark.parametrize("dtype", (torch.int32, torch.int64))
+def test_experts(isa, dtype):
+    """Each for its run of rows; empty runs, rows after the last one, biases."""
+    weights = [Weight(40, 96, 32, (BITS[0], "asymmetric"), seed=seed) for seed in range(4)]
+    x, bias, ends = torch.randn(19, 96), torch.randn(4, 40), (3, 3, 10, 17)
+    names = ("packed", "scale", "zero_point")
+    parts = weights[0].parts | {name: torch.stack([w.parts[name] for w in weights]) for name in names}
+    offsets = torch.tensor(ends, dtype=dtype)
+    out = mm(x, bias=bias, offsets=offsets, **parts)
+    for begin, end, weight, b in zip((0, *ends[:-1]), ends, weights, bias, strict=True):
+        if end > begin:
+            check(out[begin:end], x[begin:end], weight, b)
+    assert out[17:].eq(0).all() and mm(x, bias=None, offsets=offsets, **parts).shape == (19, 40)
+    for bad, text in (((3, 2, 10, 17), "2 after 3"), ((3, 3, 10, 20), "m = 19, got 20"), ((1, 2, 3), "3 experts")):
+        with pytest.raises(ValueError, match=text):
+            mm(x, bias=bias, offsets=torch.tensor(bad, dtype=dtype), **parts)
+
+
+def test_intx_codes(isa):
+    """Quantizing, packing and unpacking of every width, beside the references, and what is refused."""
+    for bits in range(1, 9):
+        for n, k, group in ((17, 40, 8), (33, 200, 128), (5, 7, 7), (1, 1, 1), (16, 96, 4096)):
+            for dtype in DTYPES:
+                w = (torch.randn(n, k) * torch.rand(n, 1).exp()).to(dtype)
+                for mapping in ("symmetric", "asymmetric"):
+                    got = intx_quantize(w, bits, group, mapping)
+                    assert all(map(torch.equal, got, aoq.ops.intx_quantize_reference(w, bits, group, mapping)))
+            if bits < 8:
+                packed = intx_pack(got[0], k, bits)
+                assert torch.equal(packed, aoq.ops.intx_pack_reference(got[0], k, bits))
+                assert torch.equal(aoq.ops.intx_unpack(packed, n, k, bits), got[0])
+                assert torch.equal(aoq.ops.intx_unpack_reference(packed, n, k, bits), got[0])
+    for bits in (0, 9, -1, 2**40):
+        with pytest.raises(ValueError, match="bits: expected"):
+            intx_quantize(w, bits, 8)
+        with pytest.raises(ValueError, match="bits: expected"):
+            intx_pack(got[0], k, bits)
+    for k in (0, -1, 2**63 - 1):
+        with pytest.raises(ValueError, match=r"k: expected|qdata: expected"):
+            intx_pack(got[0], k, 3)
+
+
+def test_four_bits_are_int4():
+    w = torch.randn(33, 72)
+    for mapping in ("symmetric", "asymmetric", "hqq"):
+        assert all(map(torch.equal, intx_quantize(w, 4, 32, mapping), aoq.ops.int4_quantize(w, 32, mapping)))
+    qdata = aoq.ops.int4_quantize(w, 32)[0]
+    assert torch.equal(intx_pack(qdata, 72, 4), aoq.ops.int4_pack(qdata, 72))
