@@ -60,9 +60,9 @@ def names(enum: str, header: str) -> list[str]:
 def table() -> str:
     tables = {op: {isa for isa, _ in kernels(op) + cuda_kernels(op)} for op in ops()}
     isas = [name for name, _ in lines("csrc/base/isas.inc", "AOQ_ISA")] + names("Sm", "csrc/cuda/sm.h")
-    lines = ["| op | " + " | ".join(isas) + " |", "|---|" + "---|" * len(isas)]
-    lines += [f"| `{op}` |" + "".join(" yes |" if isa in has else " |" for isa in isas) for op, has in tables.items()]
-    return "\n".join(lines) + "\n"
+    rows = ["| op | " + " | ".join(isas) + " |", "|---|" + "---|" * len(isas)]
+    rows += [f"| `{op}` |" + "".join(" yes |" if isa in has else " |" for isa in isas) for op, has in tables.items()]
+    return "\n".join(rows) + "\n"
 
 
 def updated(readme: str) -> str:

@@ -109,10 +109,14 @@ std::map<std::string, std::string> format_texts() {
   return texts;
 }
 
-bool register_mm_op(const char* op, FormatId format, XAs x_as) {
+bool register_mm_op(const char* op, FormatId format, XAs x_as, bool as_bf16) {
   std::vector<KernelName> names;
+  const auto takes_of = [&](Takes takes) {
+    return !as_bf16 ? takes : takes == several_bf16 ? several : takes == only_bf16 ? nullptr : takes;
+  };
   for (const MmKernel& kernel : kKernels)
-    if (kernel.format == format && kernel.x_as == x_as) names.push_back({kernel.isa, kernel.name, kernel.takes});
+    if (kernel.format == format && kernel.x_as == x_as)
+      names.push_back({kernel.isa, kernel.name, takes_of(kernel.takes)});
   return register_op(op, names);
 }
 

@@ -33,7 +33,8 @@ std::string format_names();  // all of them, as errors list them
 AOQ_API std::map<std::string, std::string> format_texts();
 
 // For _C: there is an op `op`, which runs the kernels of this format.
-bool register_mm_op(const char* op, FormatId format, XAs x_as);
+// as_bf16: x becomes that before they see it.
+bool register_mm_op(const char* op, FormatId format, XAs x_as, bool as_bf16 = false);
 
 // Runs the first kernel that takes `args`.
 void run_mm(FormatId format, XAs x_as, const PackedMm& args);

@@ -98,7 +98,7 @@ def test_checkpoints(source, tmp_path, in_process, monkeypatch, config, by_aoq, 
     expected = transformers_logprobs(tmp_path / "q")
     assert expected.std() > 1, "the model tells tokens apart"
     found = vllm_logprobs(tmp_path / "q")
-    assert _C.last_kernel() == _C.kernels(op)[0]
+    assert _C.last_kernel() in _C.kernels(op)
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     if config is W8A8:
         convert_checkpoint(tmp_path / "q", tmp_path / "aoq")
@@ -114,7 +114,7 @@ def test_quantizing_while_loading(source, in_process, config, op, tolerance):
     """vllm serve DIR --quantization torchao --hf-overrides '{"quantization_config_dict_json": ...}'"""
     overrides = {"quantization_config_dict_json": json.dumps(config_to_dict(config))}
     found = vllm_logprobs(source, quantization="torchao", hf_overrides=overrides)
-    assert _C.last_kernel() == _C.kernels(op)[0]
+    assert _C.last_kernel() in _C.kernels(op)
     import aoq.integrations.torchao  # noqa: F401
 
     expected = transformers_logprobs(source, quantization_config=TorchAoConfig(config))
@@ -126,7 +126,7 @@ def test_guide_config_json(source, in_process):
     guide = {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 128, "use_hqq": True}}
     overrides = {"quantization_config_dict_json": json.dumps(guide)}
     found = vllm_logprobs(source, quantization="torchao", hf_overrides=overrides)
-    assert _C.last_kernel() == _C.kernels("int4_mm")[0] and found.isfinite().all()
+    assert _C.last_kernel() in _C.kernels("int4_mm") and found.isfinite().all()
 
 
 def test_pickles_say_what_to_do(source, tmp_path):

@@ -58,7 +58,6 @@ class PackedWeight:
     op: str
     kernels_of = None  # the op whose name its kernels have, if not op
     unit_bytes = 64
-    x_dtype = None  # what x is multiplied in, if not as given
 
     def __init__(self, exact, addends=None, **parts):
         self.exact, self.addends, self.parts = exact, exact.abs() if addends is None else addends, parts
@@ -141,9 +140,7 @@ class PackedMmTests:
             for m in self.rows:
                 x = torch.randn(m, weight.k).to(dtype)
                 out = weight(x)
-                assert m == 0 or _C.last_kernel() == _C.kernel(
-                    weight.kernels_of or weight.op, m, str(weight.x_dtype or dtype)[6:]
-                )
+                assert m == 0 or _C.last_kernel() == _C.kernel(weight.kernels_of or weight.op, m, str(dtype)[6:])
                 check(out, x, weight)
 
     @settings(max_examples=60, suppress_health_check=[HealthCheck.differing_executors])

@@ -14,7 +14,6 @@ class Weight(Fp8Weight):
     """variant: the dtype of its codes, that of x's, and how many rows of x share a scale."""
 
     op = "fp8_mm"
-    x_dtype = torch.bfloat16
 
     def __init__(self, n, k, group, variant, lb=None, ub=None, **options):
         dtype, x_dtype, granularity = variant

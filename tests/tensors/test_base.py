@@ -462,9 +462,9 @@ def test_bad_activations(config: AOBaseConfig) -> None:
 def test_the_kernel_is_named() -> None:
     for config in CONFIGS.values():
         w = quantized(config)
-        assert w.kernel == _C.kernels(w.mm_op)[0]
-        F.linear(X, w)
-        assert _C.last_kernel() == w.kernel
+        for dtype in (torch.float32, torch.bfloat16):
+            F.linear(X[:1].to(dtype), w.to(dtype))
+            assert _C.last_kernel() == w.to(dtype).kernel in _C.kernels(w.mm_op)
     code = "import torch, aoq; print(aoq.Int4WeightOnlyConfig(16).quantize(torch.randn(16, 16)).kernel)"
     environment = {**os.environ, "AOQ_ISA": "ref"}
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -486,7 +486,7 @@ def test_what_one_isa_packed_runs_under_every_other(config: AOBaseConfig) -> Non
                 assert same(w.unpack(), packed[isa].unpack())
                 # Sums of rows, which are no part of a checkpoint, are added up in another order.
                 torch.testing.assert_close(F.linear(X, w), expected, rtol=1e-5, atol=1e-5 * float(expected.std()))
-            assert _C.last_kernel() == _C.kernels(w.mm_op)[0]
+            assert _C.last_kernel() == _C.kernel(w.mm_op, len(X), "float32")
     finally:
         _C.set_isa(before)
 
@@ -640,7 +640,7 @@ def test_repr_says_what_it_is(config: AOBaseConfig) -> None:
     text = repr(w)
     for part in ("shape=(40, 72)", "torch.float32", "cpu", "tiled", f"bits_per_weight={w.bits_per_weight:.2f}"):
         assert part in text
-    assert f"kernel={_C.kernels(w.mm_op)[0]}" in text and text.startswith(type(w).__name__)
+    assert f"kernel={w.kernel}" in text and text.startswith(type(w).__name__)
     assert ("group_size=16" in text) == hasattr(w, "group_size")
     assert ("act_mapping='" in text) == bool(getattr(w, "act_mapping", None))
 
@@ -724,7 +724,7 @@ def test_ahead_of_time(tmp_path: Path) -> None:
         expected = layers(x)
         int4_quantize(torch.randn(16, 16), 16, "symmetric")  # another kernel, so that the last one is the package's
         torch.testing.assert_close(compiled(x), expected)
-        assert _C.last_kernel() == _C.kernels("int4_mm")[0]
+        assert _C.last_kernel() == _C.kernel("int4_mm", len(x), "float32")
 
 
 # ---- tensor parallelism

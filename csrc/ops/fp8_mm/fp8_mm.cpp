@@ -18,7 +18,7 @@ constexpr Kernel<QuantizeRowsKernel> kQuantizers[] = {
 #include "ops/fp8_quantize/kernels.inc"
 };
 #undef AOQ_KERNEL
-const bool kRegistered = register_mm_op("fp8_mm", FormatId::fp8_e4m3, XAs::given);
+const bool kRegistered = register_mm_op("fp8_mm", FormatId::fp8_e4m3, XAs::given, true);
 
 // What differs from fp8_weight_mm: x becomes what its codes stand for, which bf16 holds; rows of out get its scales.
 Tensor fp8_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias, int64_t n,

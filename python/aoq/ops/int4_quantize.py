@@ -56,8 +56,8 @@ def intx_quantize(
     """`int4_quantize` for codes of `bits` bits, 1 to 8.
 
     Args:
-        bits: of a code; codes are 0 .. 2^bits - 1. Symmetric means scale = absmax / ((2^bits - 1) / 2) and a zero point of
-            2^(bits - 1).
+        bits: of a code; codes are 0 .. 2^bits - 1. Symmetric means scale = absmax / ((2^bits - 1) / 2) and a zero
+            point of 2^(bits - 1).
 
     Returns:
         qdata: uint8 [n, ceil(k * bits / 8)]: code i of a row is its bits [i * bits, (i + 1) * bits), lowest first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from aoq import _C
+from aoq.ops.dtypes import dtype_name
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -16,6 +17,11 @@ def kernels(op: str, device: torch.device) -> list[str]:
         return []
     major, minor = torch.cuda.get_device_capability(device)
     return _C.cuda_kernels(op, 10 * major + minor)
+
+
+def kernel(op: str, device: torch.device, m: int, x_dtype: torch.dtype) -> str:
+    """The kernel that multiplies `m` rows of x of this dtype on the CPU; on CUDA the best of those that may."""
+    return _C.kernel(op, m, dtype_name(x_dtype)) if device.type == "cpu" else kernels(op, device)[0]
 
 
 def why_none(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from aoq.ops.dtypes import FLOAT_DTYPES, dtype_name
 from aoq.ops.int8_pack import packed_dtype, packed_shape
 from aoq.ops.int8_unpack import int8_rows
-from aoq.ops.kernels import kernels, why_none
+from aoq.ops.kernels import kernel, kernels, why_none
 from aoq.ops.packed import TILE_N
 from aoq.tensors.base import QuantizedTensor
 
@@ -97,7 +97,8 @@ class TiledTensor(QuantizedTensor):
 
     @property
     def kernel(self) -> str:
-        return kernels(self.mm_op, self.device)[0] if self.packed else "none until packed"
+        """What multiplies one row of activations in the weight's dtype; several may run on another."""
+        return kernel(self.mm_op, self.device, 1, self.dtype) if self.packed else "none until packed"
 
     def pack(self) -> Self:
         if self.packed or len(self.weight_shape) < 2 or not kernels(self.mm_op, self.device):
