@@ -1,7 +1,5 @@
 """aoq: int4, int8 and fp8 weights for PyTorch models, with kernels for CPUs and CUDA."""
 
-from importlib.metadata import version
-
 import aoq_autoload
 from aoq.config import (
     AOBaseConfig,
@@ -32,8 +30,7 @@ from aoq.tensors import (
     Int8WeightOnlyConfig,
     QuantizedTensor,
 )
-
-__version__ = version("aoq")
+from aoq.version import __version__ as __version__
 
 __all__ = [
     "AOBaseConfig",

@@ -111,7 +111,8 @@ def test_scales_that_overflow() -> None:
         ),
         ({"group_size": 0}, "group_size: expected 1 or more"),
         ({"packing": "tiled"}, "qdata: expected shape"),
-        ({"packing": "wavy"}, "packing: expected 'plain' or 'tiled', got 'wavy'"),
+        ({"packing": "cuda-n16"}, "packing: expected 'plain' or 'cpu-n16', got 'cuda-n16'"),
+        ({"packing": "wavy"}, "packing: expected 'plain' or 'cpu-n16', got 'wavy'"),
         ({"shape": (20, 66)}, "qdata: expected shape"),
     ],
 )

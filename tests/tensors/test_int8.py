@@ -151,7 +151,8 @@ def test_files_hold_no_sums(config: AOBaseConfig) -> None:
         ({"w_sum": torch.zeros(20)}, "w_sum: expected None, got a tensor"),
         ({"act_mapping": "none"}, "act_mapping: expected 'symmetric' or 'asymmetric', got 'none'"),
         ({"packing": "tiled"}, "qdata: expected shape"),
-        ({"packing": "wavy"}, "packing: expected 'plain' or 'tiled', got 'wavy'"),
+        ({"packing": "cuda-n16"}, "packing: expected 'plain' or 'cpu-n16', got 'cuda-n16'"),
+        ({"packing": "wavy"}, "packing: expected 'plain' or 'cpu-n16', got 'wavy'"),
         ({"shape": (20, 66)}, "qdata: expected shape"),
     ],
 )

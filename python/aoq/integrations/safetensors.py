@@ -1,8 +1,13 @@
 """State dicts with quantized tensors as safetensors, which hold plain tensors and string metadata.
 
 A quantized `model.layers.0.mlp.up_proj.weight` is stored in the plain layout as tensors
-`model.layers.0.mlp.up_proj._weight_qdata`, `..._weight_scale`, ... and, under its own name in the metadata, as
-JSON `{"_type": "Int4Tensor", "_data": {attributes, shape, dtype}, "_tensor_data_names": ["qdata", "scale"]}`.
+`model.layers.0.mlp.up_proj._weight_qdata`, `..._weight_scale`, ... and, under its own name in the metadata, as JSON
+
+    {"_type": "Int4Tensor", "_version": 1, "_producer": "aoq 0.1.0",
+     "_data": {attributes, shape, dtype}, "_tensor_data_names": ["qdata", "scale"]}
+
+`_version` is that of the format, 1 where there is none; files of aoq 0.1 state neither it nor a producer. Attributes
+that a file lacks have defaults, and a format's `upgrade` reads what older versions of it wrote.
 
 torchao's files are alike: its tensors are read as aoq's, and in its files aoq's types are named `aoq.Int4Tensor`.
 """
@@ -21,9 +26,22 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from aoq.config import decode, encode
-from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.base import QuantizedTensor, tensor_from_fields
+from aoq.version import NAME, producer, written_by_newer
 
 TORCHAO_PREFIX = "aoq."  # of aoq's types in torchao's files, which have types of the same names
+
+# What torchao, which states no producer, calls the tensors that it writes.
+TORCHAO_TYPES = {
+    "Float8Tensor",
+    "Int4PlainInt32Tensor",
+    "Int4Tensor",
+    "Int4TilePackedTo4dTensor",
+    "Int8Tensor",
+    "IntxUnpackedToInt8Tensor",
+    "MXTensor",
+    "NVFP4Tensor",
+}
 
 
 def part_name(fqn: str, part: str) -> str:
@@ -51,7 +69,13 @@ def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         names = [name for name in w.tensors if getattr(w, name) is not None]
         tensors |= {part_name(fqn, name): getattr(w, name) for name in names}
         data = {name: getattr(w, name) for name in w.attrs} | {"shape": w.weight_shape, "dtype": w.dtype}
-        description = {"_type": type(w).__name__, "_data": encode(data, fqn), "_tensor_data_names": names}
+        description = {
+            "_type": type(w).__name__,
+            "_version": w.VERSION,
+            "_producer": producer(),
+            "_data": encode(data, fqn),
+            "_tensor_data_names": names,
+        }
         metadata[fqn] = json.dumps(description)
     return tensors, metadata
 
@@ -117,8 +141,11 @@ def is_quantized(description: str) -> bool:
 
 
 def is_torchao(description: str) -> bool:
-    """Whether a metadata value describes one of torchao's own quantized tensors, all of which have a block size."""
-    return is_quantized(description) and '"block_size"' in description
+    """Whether a metadata value describes one of torchao's own quantized tensors."""
+    try:
+        return is_quantized(description) and _library(_parse("", description)) == "torchao"
+    except ValueError:
+        return False  # nobody's
 
 
 def _assemble(
@@ -139,49 +166,67 @@ def _assemble(
 
 
 def _parse(fqn: str, description: str) -> dict[str, Any]:
-    """The description with its `_type` looked up and its `_data` decoded."""
+    """The description as JSON that has what it has to, whoever wrote it."""
     try:
-        parsed = json.loads(description)
+        parsed: dict[str, Any] = json.loads(description)
         name, data, parts = (parsed[key] for key in ("_type", "_data", "_tensor_data_names"))
+        fits = isinstance(name, str) and isinstance(data, dict) and isinstance(parts, list)
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{fqn}: expected _type, _data and _tensor_data_names, got {description}") from None
-    kind = QuantizedTensor.formats.get(name.removeprefix(TORCHAO_PREFIX) if isinstance(name, str) else name)
-    if kind is None:
-        raise ValueError(f"{fqn}: unknown _type {name!r}; known: {', '.join(sorted(QuantizedTensor.formats))}")
-    expected = {*kind.attrs, "shape", "dtype"}
-    if not isinstance(data, dict) or data.keys() != expected:
-        raise ValueError(f"{fqn}: expected _data with {sorted(expected)}, got {data!r}")
-    shape = data["shape"]
-    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
-        raise ValueError(f"{fqn}: expected a shape, got {shape!r}")
-    if not isinstance(parts, list) or not all(part in kind.tensors for part in parts):
-        raise ValueError(f"{fqn}: expected _tensor_data_names among {kind.tensors}, got {parts!r}")
-    return {"_type": kind, "_data": decode(data, fqn), "_tensor_data_names": parts}
+        fits = False
+    if not fits:
+        raise ValueError(f"{fqn}: expected _type, _data and _tensor_data_names, got {description}")
+    return parsed
+
+
+def _library(parsed: Mapping[str, Any]) -> str:
+    """Whose tensor a description is of: "aoq", "torchao", or another name that it states."""
+    name = parsed["_type"]
+    if "_producer" in parsed:
+        return str(parsed["_producer"]).partition(" ")[0]
+    # aoq 0.1 stated nothing, but always had a packing, which no tensor of torchao's has.
+    if name.startswith(TORCHAO_PREFIX) or "packing" in parsed["_data"] or name not in TORCHAO_TYPES:
+        return NAME
+    return "torchao"
 
 
 def _assemble_one(
     fqn: str, description: str, names: Container[str], get: Callable[[str], Tensor], pack: bool
 ) -> QuantizedTensor:
-    foreign = is_torchao(description)
-    parsed = json.loads(description) if foreign else _parse(fqn, description)
+    parsed = _parse(fqn, description)
+    writer = str(parsed.get("_producer", ""))
+    newer = written_by_newer(writer)
+    library = _library(parsed)
     parts: dict[str, Tensor] = {}
     for part in parsed["_tensor_data_names"]:
         name = part_name(fqn, part)
         if name not in names:
-            raise ValueError(f"{fqn}: its part {name} is missing")
+            raise ValueError(f"{fqn}: its part {name} is missing{newer}")
         parts[part] = get(name)
     try:
-        w = _from_torchao(parsed, parts) if foreign else _from_parts(parsed, parts)
+        w = _from_torchao(parsed, parts) if library == "torchao" else _from_parts(parsed, parts, writer)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{fqn}: {error}") from error
     return w.pack() if pack else w
 
 
-def _from_parts(parsed: dict[str, Any], parts: Mapping[str, Tensor]) -> QuantizedTensor:
-    kind, data = parsed["_type"], parsed["_data"]
-    attrs = [data[name] for name in kind.attrs]
-    w: QuantizedTensor = kind(*map(parts.get, kind.tensors), *attrs, shape=data["shape"], dtype=data["dtype"])
-    return w
+def _from_parts(parsed: dict[str, Any], parts: Mapping[str, Tensor], writer: str) -> QuantizedTensor:
+    data, version = dict(parsed["_data"]), parsed.get("_version", 1)
+    shape, newer = data.pop("shape", None), written_by_newer(writer)
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"expected a shape, got {shape!r}{newer}")
+    if type(version) is not int or version < 1:
+        raise ValueError(f"_version: expected 1 or more, got {version!r}{newer}")
+    try:
+        attrs = {name: decode(value, name) for name, value in data.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{error}{newer}") from error
+    if "dtype" not in attrs:
+        raise ValueError(f"expected _data with shape and dtype, got {parsed['_data']!r}{newer}")
+    if both := parts.keys() & attrs.keys():
+        raise ValueError(f"expected {min(both)} in _data or in _tensor_data_names, got it in both{newer}")
+    dtype = attrs.pop("dtype")
+    name = parsed["_type"].removeprefix(TORCHAO_PREFIX)
+    return tensor_from_fields(name, {**parts, **attrs}, shape=shape, dtype=dtype, version=version, writer=writer)
 
 
 def _from_torchao(parsed: dict[str, Any], parts: Mapping[str, Tensor]) -> QuantizedTensor:

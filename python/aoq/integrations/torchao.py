@@ -35,7 +35,7 @@ from torchao.quantization.transform_module import _QUANTIZE_CONFIG_HANDLER, regi
 from torchao.utils import DummyModule
 
 from aoq.config import AOBaseConfig
-from aoq.integrations.safetensors import TORCHAO_PREFIX, flatten
+from aoq.integrations.safetensors import TORCHAO_PREFIX, flatten, part_name, unflatten_one
 from aoq.integrations.torchao_tensors import (
     CONFIGS,
     Unsupported,
@@ -44,7 +44,7 @@ from aoq.integrations.torchao_tensors import (
     tensor_from_parts,
     tensor_from_torchao,
 )
-from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.base import QuantizedTensor, tensor_from_fields
 
 logger = logging.getLogger("aoq")
 
@@ -198,8 +198,7 @@ def _register(kind: type[QuantizedTensor]) -> None:
     """Lets torchao build a format from its parts and attributes by name."""
 
     def build(*, shape: list[int], dtype: torch.dtype, **fields: Any) -> QuantizedTensor:
-        values = [fields.get(name) for name in (*kind.tensors, *kind.attrs)]
-        return kind(*values, shape=shape, dtype=dtype).pack()
+        return tensor_from_fields(kind.__name__, fields, shape=shape, dtype=dtype).pack()
 
     build.__name__ = TORCHAO_PREFIX + kind.__name__
     if build.__name__ not in safetensors_utils.ALLOWED_CLASSES:
@@ -243,12 +242,15 @@ def unflatten_tensor_state_dict(
         if description["_type"] == "Tensor":
             state_dict[name] = left.pop(name)
             continue
-        module, _, param = name.rpartition(".")
-        keys = {part: f"{module}._{param}_{part}" for part in description["_tensor_data_names"]}
+        keys = {part: part_name(name, part) for part in description["_tensor_data_names"]}
         if not left.keys() >= set(keys.values()):
             continue
-        w = tensor_from_parts(description, {part: left.pop(key) for part, key in keys.items()})
-        converted = _converted(w) if is_torchao(w) else None
+        parts = {key: left.pop(key) for key in keys.values()}
+        if description["_type"].startswith(TORCHAO_PREFIX):
+            state_dict[name] = unflatten_one(name, metadata[name], parts)
+            continue
+        w = tensor_from_parts(description, {part: parts[key] for part, key in keys.items()})
+        converted = _converted(w)
         state_dict[name] = w if converted is None else converted
     return state_dict, left
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar, TypeVar
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from typing_extensions import Self
 
 from aoq.ops.dtypes import FLOAT_DTYPES, FP8_DTYPES, dtype_name
+from aoq.version import producer, written_by_newer
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -46,6 +47,8 @@ class QuantizedTensor(torch.Tensor):
 
     tensors: ClassVar[tuple[str, ...]]  # stored tensors, in constructor order; all but the first may be None
     attrs: ClassVar[tuple[str, ...]]  # hashable metadata, in constructor order
+    defaults: ClassVar[Mapping[str, Any]] = {}  # what attributes are that a file does not have
+    VERSION: ClassVar[int] = 1  # of the parts and attributes; a file states that of its writer
     ops: ClassVar[dict[Any, Callable[..., Any]]] = {}  # what torch functions and aten ops do
     formats: ClassVar[dict[str, type[QuantizedTensor]]] = {}  # every format by name
 
@@ -83,6 +86,11 @@ class QuantizedTensor(torch.Tensor):
         ForkingPickler.register(cls, _reduce_shared)
 
     # ---- what a format defines
+
+    @classmethod
+    def upgrade(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Parts and attributes by name, as an older `version` of the format wrote them, as this one's."""
+        return fields
 
     def check(self) -> None:
         """Raises if the parts do not fit each other."""
@@ -253,19 +261,104 @@ class QuantizedTensor(torch.Tensor):
 # ---- saving and sharing
 
 
+def tensor_from_fields(
+    name: str,
+    fields: Mapping[str, Any],
+    *,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    version: int = 1,
+    writer: str = "",
+    transposed: bool = False,
+) -> QuantizedTensor:
+    """The tensor that a file, of this or any older release, has taken apart.
+
+    Args:
+        name: of the format, a key of `QuantizedTensor.formats`.
+        fields: parts and attributes by name.
+        version: of the format, as the file states it.
+        writer: what wrote the file, as in `aoq.version.producer`; nothing if it is not stated.
+
+    Raises:
+        ValueError, TypeError: the fields are not those of the format, or do not fit each other. The text names the
+            field and, if a newer aoq than this one wrote the file, both versions.
+    """
+    newer = written_by_newer(writer)
+    kind = QuantizedTensor.formats.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(f"unknown _type {name!r}; known: {', '.join(sorted(QuantizedTensor.formats))}{newer}")
+    if version > kind.VERSION:
+        newer = newer or f"; it was written by {writer or 'a newer aoq'} and this is {producer()}"
+        raise ValueError(f"{name}: version: expected at most {kind.VERSION}, got {version}{newer}")
+    try:
+        found = {**kind.defaults, **kind.upgrade(dict(fields), version)}
+        if unknown := found.keys() - {*kind.tensors, *kind.attrs}:
+            raise ValueError(f"{name}: expected no field named {min(unknown)}, only {kind.tensors + kind.attrs}")
+        if missing := [attr for attr in kind.attrs if attr not in found]:
+            raise ValueError(f"{name}: {missing[0]}: expected a value, got none")
+        if found.get(kind.tensors[0]) is None:
+            raise ValueError(f"{name}: {kind.tensors[0]}: expected a tensor, got None")
+        values = [found.get(field) for field in (*kind.tensors, *kind.attrs)]
+        return kind(*values, shape=shape, dtype=dtype, transposed=transposed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error}{newer}") from None
+
+
 def _reduce(w: QuantizedTensor, plain: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     stored = w.unpack() if plain else w
-    attrs = tuple(getattr(stored, name) for name in w.attrs)
-    is_param = isinstance(w, torch.nn.Parameter)
-    state = (w.weight_shape, w.dtype, w.transposed, w.requires_grad, is_param, plain and w.packed)
+    parts = {name: part for name, part in zip(w.tensors, stored.parts(), strict=True) if part is not None}
     # As bytes where torch's own pickling loses the dtype.
-    views = [part.dtype if part is not None and part.dtype in FP8_DTYPES else None for part in stored.parts()]
-    parts = [part.view(torch.uint8) if part is not None and part.dtype in views else part for part in stored.parts()]
-    return _rebuild, (type(w), parts, attrs, *state, *([views] if any(views) else []))
+    views = {name: part.dtype for name, part in parts.items() if part.dtype in FP8_DTYPES}
+    saved = {
+        "type": type(w).__name__,
+        "version": w.VERSION,
+        "producer": producer(),
+        "parts": {name: part.view(torch.uint8) if name in views else part for name, part in parts.items()},
+        "views": views,
+        "attrs": {name: getattr(stored, name) for name in w.attrs},
+        "shape": w.weight_shape,
+        "dtype": w.dtype,
+        "transposed": w.transposed,
+        "requires_grad": w.requires_grad,
+        "is_parameter": isinstance(w, torch.nn.Parameter),
+        "pack": plain and w.packed,
+    }
+    return _load, (saved,)
 
 
 def _reduce_shared(w: QuantizedTensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return _reduce(w, plain=False)  # another process maps the same parts
+
+
+def _load(saved: dict[str, Any]) -> QuantizedTensor:
+    """What `_reduce` took apart. Pickles name this function, which therefore stays where it is."""
+    views = saved["views"]
+    parts = {name: part.view(views[name]) if name in views else part for name, part in saved["parts"].items()}
+    w = tensor_from_fields(
+        saved["type"],
+        {**parts, **saved["attrs"]},
+        shape=saved["shape"],
+        dtype=saved["dtype"],
+        version=saved["version"],
+        writer=saved["producer"],
+        transposed=saved["transposed"],
+    )
+    w = w.pack() if saved["pack"] else w
+    requires_grad = saved["requires_grad"]
+    param: Any = torch.nn.Parameter(w, requires_grad) if saved["is_parameter"] else w.requires_grad_(requires_grad)
+    return param  # type: ignore[no-any-return]
+
+
+# The order in which pickles of aoq 0.1, which do not name them, have parts and attributes.
+_POSITIONS = {
+    "Int4Tensor": (("qdata", "scale", "zero_point"), ("group_size", "packing")),
+    "Int8Tensor": (("qdata", "scale", "w_sum"), ("act_mapping", "packing")),
+    "Int8Int4Tensor": (("qdata", "scale", "zero_point", "w_sum"), ("group_size", "packing", "act_mapping")),
+    "Float8Tensor": (
+        ("qdata", "scale"),
+        ("code_dtype", "act_dtype", "act_granularity", "act_lb", "act_ub", "packing"),
+    ),
+}
 
 
 def _rebuild(
@@ -280,13 +373,25 @@ def _rebuild(
     pack: bool,
     views: Sequence[torch.dtype | None] | None = None,
 ) -> QuantizedTensor:
-    if views:
-        parts = [
-            part.view(view) if part is not None and view else part for part, view in zip(parts, views, strict=True)
-        ]
-    w = cls(*parts, *attrs, shape=shape, dtype=dtype, transposed=transposed)
-    w = w.pack() if pack else w
-    return torch.nn.Parameter(w, requires_grad) if is_param else w.requires_grad_(requires_grad)  # type: ignore[return-value]
+    """As pickles of aoq 0.1 have tensors: by position."""
+    part_names, attr_names = _POSITIONS[cls.__name__]
+    found = {name: part for name, part in zip(part_names, parts, strict=True) if part is not None}
+    return _load(
+        {
+            "type": cls.__name__,
+            "version": 1,
+            "producer": "aoq 0.1",
+            "parts": found,
+            "views": {name: view for name, view in zip(part_names, views or (), strict=False) if view},
+            "attrs": dict(zip(attr_names, attrs, strict=True)),
+            "shape": shape,
+            "dtype": dtype,
+            "transposed": transposed,
+            "requires_grad": requires_grad,
+            "is_parameter": is_param,
+            "pack": pack,
+        }
+    )
 
 
-torch.serialization.add_safe_globals([_rebuild])
+torch.serialization.add_safe_globals([_load, _rebuild])

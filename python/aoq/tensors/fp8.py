@@ -122,7 +122,7 @@ class Float8Tensor(RowScaledTensor):
     packing "plain" (checkpoints, slices, any device):
         qdata: fp8 [..., n, k].
         scale: [..., n, 1], all alike for a scale per tensor.
-    packing "tiled" (what the device's kernels read):
+    packing `layout(device)` (what the device's kernels read):
         qdata: [..., *packed_shape(n, k, device)], `int8_pack` of the codes as int8.
         scale: [..., ceil(n / 16), 1, 16] from `tile_scale`.
 

@@ -97,7 +97,7 @@ class Int4Tensor(TiledTensor):
     packing "plain" (checkpoints, slices, any device):
         qdata: uint8 [..., n, ceil(k / 2)], low nibble = even k.
         scale, zero_point: [..., n, G], G = ceil(k / group_size).
-    packing "tiled" (what the device's kernels read):
+    packing `layout(device)` (what the device's kernels read):
         qdata: uint8 [..., *packed_shape(n, k, device)] from `int4_pack`.
         scale, zero_point: [..., ceil(n / 16), G, 16] from `tile_scale`.
 

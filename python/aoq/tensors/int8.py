@@ -104,7 +104,7 @@ class Int8Tensor(RowScaledTensor):
     packing "plain" (checkpoints, slices, any device):
         qdata: int8 [..., n, k].
         scale: [..., n, 1].
-    packing "tiled" (what the device's kernels read):
+    packing `layout(device)` (what the device's kernels read):
         qdata: [..., *packed_shape(n, k, device)] from `int8_pack`.
         scale: [..., ceil(n / 16), 1, 16] from `tile_scale`.
         w_sum: fp32 [..., n], the sums of the rows of w, if activations are asymmetric.

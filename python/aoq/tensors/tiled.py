@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -20,17 +20,23 @@ Part: TypeAlias = "tuple[tuple[int, ...] | None, tuple[torch.dtype, ...]]"  # sh
 Parts: TypeAlias = Sequence[Tensor | None]
 
 
+def layout(device: torch.device) -> str:
+    """The name of the layout that `device`'s kernels read: of tiles of 16 rows, "cuda-n16" on CUDA, else "cpu-n16"."""
+    return f"{'cuda' if device.type == 'cuda' else 'cpu'}-n{TILE_N}"
+
+
 class TiledTensor(QuantizedTensor):
     """A weight [..., n, k] whose first parts are `qdata`, the codes, and scales and the like for each row.
 
     packing "plain" (checkpoints, slices, any device): parts [..., n, *].
-    packing "tiled" (what the device's kernels read): parts [..., ceil(n / 16), *]. A part `w_sum`, where a format has
-        one, is fp32 [..., n]: the sums of the rows, made by `tiled_parts` and never stored.
+    packing `layout(device)`, by name (what the device's kernels read): parts [..., ceil(n / 16), *]. A part `w_sum`,
+        where a format has one, is fp32 [..., n]: the sums of the rows, made by `tiled_parts` and never stored.
 
     `F.linear` on a plain tensor packs it for that one call: `pack()` it once instead. Slices are views of the same
     storage. Tiled tensors slice along n, in whole tiles.
     """
 
+    defaults: ClassVar[Mapping[str, Any]] = {"packing": "plain"}
     mm_op: ClassVar[str]  # what multiplies
     qdata: Tensor
     packing: str  # one of `attrs`
@@ -69,8 +75,11 @@ class TiledTensor(QuantizedTensor):
 
     def check(self) -> None:
         kind = type(self).__name__
-        if self.packing not in ("plain", "tiled") or (self.packed and len(self.weight_shape) < 2):
-            raise ValueError(f"{kind}: packing: expected 'plain' or 'tiled', got {self.packing!r}")
+        own = layout(self.device)
+        if self.packing == "tiled":  # aoq 0.1's name for every device's
+            self.packing = own
+        if self.packing not in ("plain", own) or (self.packed and len(self.weight_shape) < 2):
+            raise ValueError(f"{kind}: packing: expected 'plain' or '{own}', got {self.packing!r}")
         for name, (shape, dtypes) in self.expected_parts().items():
             part = getattr(self, name)
             if (part is None) != (shape is None):
@@ -103,7 +112,7 @@ class TiledTensor(QuantizedTensor):
     def pack(self) -> Self:
         if self.packed or len(self.weight_shape) < 2 or not kernels(self.mm_op, self.device):
             return self
-        return self.rebuild(_each(self.tiled_parts, self.parts(), len(self.weight_shape)), packing="tiled")
+        return self.rebuild(_each(self.tiled_parts, self.parts(), len(self.weight_shape)), packing=layout(self.device))
 
     def unpack(self) -> Self:
         if not self.packed:
@@ -145,7 +154,7 @@ class TiledTensor(QuantizedTensor):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         shape = self.weight_shape
-        if self.packing != "tiled" or self.transposed or len(shape) != 2:
+        if self.packing == "plain" or self.transposed or len(shape) != 2:
             return self._linear_unpacked(x, bias)
         x_shape = x.shape
         if not x_shape or x_shape[-1] != shape[1]:
