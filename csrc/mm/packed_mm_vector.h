@@ -584,8 +584,9 @@ class VectorMm {
     }
   }
 
+  // Not inlined, here and below: of the registers that a tile's sums leave free, none go to what is around the loop.
   template <int kVectors, int kRows>
-  void add_tile(const X* x, const float* weights, int64_t steps, float* sums) const {
+  [[gnu::noinline]] void add_tile(const X* x, const float* weights, int64_t steps, float* sums) const {
     Sum sum[kRows][kVectors];
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
@@ -598,7 +599,7 @@ class VectorMm {
 
   // sum_row: the tile's first row, or -1 where sums of x do not count.
   template <int kVectors, int kRows>
-  void scale_tile(const X* x, const float* weights, int64_t steps, float* sums, const GroupScale<Engine>* scale,
+  [[gnu::noinline]] void scale_tile(const X* x, const float* weights, int64_t steps, float* sums, const GroupScale<Engine>* scale,
                   int64_t sum_row, int64_t group) const {
     Sum sum[kRows][kVectors];
     if (starts_ && sum_row >= 0) {
