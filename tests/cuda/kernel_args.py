@@ -59,7 +59,7 @@ class Int4Unpack(Args):
 
 class Int4Quantize(Args):
     _fields_ = (
-        *(("n", I64), ("k", I64), ("group", I64), ("mapping", ctypes.c_int8), ("w", POINTER)),
+        *(("n", I64), ("k", I64), ("group", I64), ("bits", ctypes.c_int), ("mapping", ctypes.c_int8), ("w", POINTER)),
         *(("w_dtype", ctypes.c_int8), ("w_stride", I64), ("qdata", POINTER), ("scale", POINTER)),
         *(("zero_point", POINTER), ("scale_dtype", ctypes.c_int8), ("bad_row", POINTER)),
     )

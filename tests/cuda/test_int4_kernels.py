@@ -8,7 +8,8 @@ import pytest
 import torch
 from kernel_args import DTYPES, MAPPINGS, Int4Pack, Int4Quantize, Int4Unpack
 
-from aoq.ops import int4_pack_reference, int4_quantize, int4_unpack_reference
+from aoq.ops import int4_pack_reference, int4_quantize, int4_unpack_reference, intx_quantize
+from aoq.ops.bits import row_bytes
 from aoq.ops.int4_pack import packed_shape
 
 CUDA = torch.device("cuda")
@@ -47,15 +48,15 @@ def test_memory_beyond_a_tensor_is_out_of_reach(simt_kernel):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if n == 16 else -signal.SIGSEGV)
 
 
-def quantize(kernel, w, group, mapping, scale_dtype):
+def quantize(kernel, w, group, mapping, scale_dtype, bits=4):
     n, k = w.shape
-    groups = -(-k // group)
-    qdata = torch.full((n, (k + 1) // 2), 0xA5, dtype=torch.uint8)
+    groups, group = -(-k // group), min(group, k)
+    qdata = torch.full((n, row_bytes(k, bits)), 0xA5, dtype=torch.uint8)
     scale = torch.full((n, groups), -1, dtype=scale_dtype)
     zero_point = torch.full((n, 0 if mapping == "symmetric" else groups), -1, dtype=scale_dtype)
     given = {"w": w, "w_dtype": DTYPES[w.dtype], "w_stride": w.stride(0), "scale_dtype": DTYPES[scale_dtype]}
     out = {"qdata": qdata, "scale": scale, "zero_point": zero_point}
-    kernel(n=n, k=k, group=group, mapping=MAPPINGS[mapping], bad_row=None, **given, **out)
+    kernel(n=n, k=k, group=group, bits=bits, mapping=MAPPINGS[mapping], bad_row=None, **given, **out)
     return qdata, scale, zero_point
 
 
@@ -70,6 +71,15 @@ def test_quantize_gives_the_bits_of_the_cpu(simt_kernel, mapping, n, k, group):
             quantize(kernel, w, group, mapping, scale_dtype), int4_quantize(w, group, mapping, scale_dtype), strict=True
         ):
             assert torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)), (w_dtype, scale_dtype)
+
+
+@pytest.mark.parametrize("bits", (1, 2, 3, 5, 6, 7, 8))
+def test_quantize_to_other_widths(simt_kernel, bits):
+    kernel = simt_kernel("int4_quantize_sm80", Int4Quantize)
+    for n, k, group in ((3, 100, 32), (5, 71, 71)):
+        w = torch.randn(n, k, generator=torch.Generator().manual_seed(k))
+        got = quantize(kernel, w, group, "asymmetric", torch.float32, bits)
+        assert all(map(torch.equal, got, intx_quantize(w, bits, group)))
 
 
 def test_quantize_strided(simt_kernel):
