@@ -9,7 +9,6 @@ from aoq.ops.dtypes import check_rows
 from aoq.ops.errors import raises_typed
 
 QMIN, QMAX = -128, 127
-EPS = 2.0**-23  # the smallest scale, so that zeros give zeros
 
 
 @raises_typed
@@ -26,7 +25,7 @@ def int8_quantize(
 
     Returns:
         qdata: int8 [..., k], codes -128..127.
-        scale: [..., 1], at least 2^-23; NaN for a row with NaN or Inf, whose codes mean nothing.
+        scale: [..., 1], more than 0; NaN for a row with NaN or Inf, whose codes mean nothing.
         zero_point: like `scale`, or [..., 0] when symmetric.
 
     Raises:
@@ -54,7 +53,8 @@ def int8_quantize_reference(
     symmetric = mapping == "symmetric"
     # Quotients first: high - low may overflow.
     scale = torch.maximum(-low, high) / 127.5 if symmetric else high / 255 - low / 255
-    scale = scale.clamp(min=EPS).to(dtype).float()
+    # At least the smallest normal number of its dtype, of fp16 the smallest at all, so that zeros give zeros.
+    scale = scale.clamp(min=2.0**-24 if dtype == torch.float16 else 2.0**-126).to(dtype).float()
     zero_point = torch.zeros_like(scale) if symmetric else (QMIN - (low / scale).round()).clamp(QMIN, QMAX)
     codes = ((values / scale).round() + zero_point).clamp(QMIN, QMAX)
     finite = values.isfinite().all(-1, keepdim=True)
