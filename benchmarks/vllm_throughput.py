@@ -60,7 +60,7 @@ class Contender:
 def aoq_checkpoint(name: str) -> Callable[[Path, Path, int], None]:
     def make(source: Path, destination: Path, group_size: int) -> None:
         import aoq
-        from aoq.convert import quantize_checkpoint
+        from aoq.storage.convert import quantize_checkpoint
 
         configs = {
             "int4": lambda: aoq.Int4WeightOnlyConfig(group_size=group_size),

@@ -33,8 +33,8 @@ from aoq import (
     cli,
     config_to_dict,
 )
-from aoq.checkpoint import stored_weights, weight_files
 from aoq.cli import app
+from aoq.storage.checkpoint import stored_weights, weight_files
 from example_models import real_model, tiny_model
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200"}
@@ -115,10 +115,10 @@ def test_options(tmp_path: Path) -> None:
     ("options", "config", "shown"),
     [
         (["int8"], Int8DynamicActivationInt8WeightConfig(), "int8 "),
-        (["int8-weight"], Int8WeightOnlyConfig(), "int8 "),
+        (["int8-weight"], Int8WeightOnlyConfig(), "int8-weight"),
         (["int8-int4"], Int8DynamicActivationInt4WeightConfig(), "int8-int4 g32"),
-        (["fp8"], Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), "float8 "),
-        (["fp8-weight"], Float8WeightOnlyConfig(), "float8 "),
+        (["fp8"], Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), "fp8 "),
+        (["fp8-weight"], Float8WeightOnlyConfig(), "fp8-weight"),
         (["int8-int4", "--group-size", "16"], Int8DynamicActivationInt4WeightConfig(16), "int8-int4 g16"),
         (
             ["int8-int4", "--asymmetric"],

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from aoq import QuantizedTensor
-from aoq.checkpoint import stored_weights, weight_files
-from aoq.integrations.safetensors import load_file, part_name
+from aoq.storage.checkpoint import stored_weights, weight_files
+from aoq.storage.safetensors import load_file, part_name
 
 GOLDEN = Path(__file__).parent / "golden"
 RELEASES = sorted(GOLDEN.glob("v*"))

@@ -21,14 +21,11 @@ from rich.table import Table
 
 import aoq
 from aoq import _C
-from aoq.checkpoint import StoredWeight, read_json, stored_weights, weight_files
-from aoq.config import AOBaseConfig, MappingType, PerRow, config_from_dict
+from aoq.config import AOBaseConfig, MappingType, config_from_dict
 from aoq.integrations.quantization_config import check_version
 from aoq.ops.kernels import kernels
-from aoq.tensors.fp8 import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig
-from aoq.tensors.int4 import Int4WeightOnlyConfig
-from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
-from aoq.tensors.int8_int4 import Int8DynamicActivationInt4WeightConfig
+from aoq.storage.checkpoint import StoredWeight, read_json, stored_weights, weight_files
+from aoq.tensors.formats import commands, takers
 
 P = ParamSpec("P")
 
@@ -39,7 +36,14 @@ app = typer.Typer(
 )
 console = Console()
 
-_FORMATS = "int4, int8, int8-weight, int8-int4, fp8, fp8-weight, or a config's JSON file"
+_FORMATS = f"{', '.join(commands())}, or a config's JSON file"
+_GROUPS = ", ".join(f"{name}: {config.options()['group_size']}" for name, config in takers("group_size").items())
+_HQQ, _MAPPED = ", ".join(takers("use_hqq")), ", ".join(takers("mapping_type"))
+_ZEROS = ", ".join(
+    name
+    for name, config in takers("mapping_type").items()
+    if config.options()["mapping_type"] is MappingType.ASYMMETRIC
+)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -84,14 +88,12 @@ def quantize(
     source: Annotated[Path, typer.Argument(help="A directory with safetensors weights, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
     config: Annotated[str, typer.Option(help=f"{_FORMATS}.")] = "int4",
-    group_size: Annotated[
-        int | None, typer.Option(help="Weights that share a scale; by default int4: 128, int8-int4: 32.")
-    ] = None,
-    hqq: Annotated[bool, typer.Option("--hqq", help="int4: optimize zero points (slower, better).")] = False,
+    group_size: Annotated[int | None, typer.Option(help=f"Weights that share a scale; by default {_GROUPS}.")] = None,
+    hqq: Annotated[bool, typer.Option("--hqq", help=f"{_HQQ}: optimize zero points (slower, better).")] = False,
     symmetric: Annotated[
         bool | None,
         typer.Option(
-            "--symmetric/--asymmetric", help="int4, int8-int4: without or with zero points; by default int4 has them."
+            "--symmetric/--asymmetric", help=f"{_MAPPED}: without or with zero points; by default {_ZEROS} has them."
         ),
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Modules to leave too, such as mlp; may be repeated.")] = None,
@@ -105,7 +107,7 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint, weight by weight, for transformers' `from_pretrained` to load."""
     _quiet_transformers()
-    from aoq.convert import quantize_checkpoint
+    from aoq.storage.convert import quantize_checkpoint
 
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"--dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
@@ -135,20 +137,12 @@ def convert(
 ) -> None:
     """Write torchao's checkpoint as aoq's: the same codes and scales."""
     _quiet_transformers()
-    from aoq.convert import convert_checkpoint
+    from aoq.storage.convert import convert_checkpoint
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = convert_checkpoint(source, output, max_shard_bytes=int(max_shard * 1e9), overwrite=overwrite)
     lines = str(report).splitlines()
     console.print("\n".join([lines[0].replace("quantized", "converted", 1), *lines[1:], f"written to {output}"]))
-
-
-_NAMED: dict[str, Callable[[], AOBaseConfig]] = {
-    "int8": Int8DynamicActivationInt8WeightConfig,
-    "int8-weight": Int8WeightOnlyConfig,
-    "fp8": lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
-    "fp8-weight": Float8WeightOnlyConfig,
-}
 
 
 def _config(
@@ -158,21 +152,19 @@ def _config(
     symmetric: bool | None = None,
     option: str = "--config",
 ) -> AOBaseConfig:
-    if name == "int4":
-        mapping = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
-        return Int4WeightOnlyConfig(128 if group_size is None else group_size, hqq, mapping)
-    if hqq:
-        raise ValueError(f"--hqq: goes with --config int4, got {name}")
-    if name == "int8-int4":
-        mapping = MappingType.ASYMMETRIC if symmetric is False else MappingType.SYMMETRIC
-        return Int8DynamicActivationInt4WeightConfig(32 if group_size is None else group_size, mapping)
-    if symmetric is not None:
-        asked = "--symmetric" if symmetric else "--asymmetric"
-        raise ValueError(f"{asked}: goes with --config int4 or int8-int4, got {name}")
-    if group_size is not None:
-        raise ValueError(f"--group-size: goes with --config int4 or int8-int4, got {name}")
-    if name in _NAMED:
-        return _NAMED[name]()
+    mapping = None if symmetric is None else MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
+    given = {
+        "use_hqq": ("--hqq", hqq or None),
+        "mapping_type": ("--symmetric" if symmetric else "--asymmetric", mapping),
+        "group_size": ("--group-size", group_size),
+    }
+    asked = {field: value for field, (_, value) in given.items() if value is not None}
+    for field in asked:
+        if name not in takers(field):
+            names = " or ".join(takers(field))
+            raise ValueError(f"{given[field][0]}: goes with --config {names}, got {name}")
+    if name in commands():
+        return commands()[name].with_options(**asked)
     if not name.endswith(".json"):
         raise ValueError(f"{option}: expected {_FORMATS}, got {name}")
     try:

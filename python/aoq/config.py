@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
+from typing_extensions import Self
 
 if TYPE_CHECKING:
     from aoq.tensors.base import QuantizedTensor
@@ -32,6 +33,8 @@ class AOBaseConfig:
     """Base of all configs. A subclass is a dataclass; defining it makes it known to `config_from_dict`."""
 
     VERSION: ClassVar[int] = 1
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  # of the command line, by the names of `with_options`
+    ACTIVATIONS: ClassVar[str] = "as given"  # what becomes of activations, in words
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -40,6 +43,14 @@ class AOBaseConfig:
     def quantize(self, weight: torch.Tensor) -> QuantizedTensor:
         """The weight [..., n, k] in this config's format."""
         raise NotImplementedError(f"this version of aoq reads {type(self).__name__} but cannot quantize with it")
+
+    def options(self) -> dict[str, Any]:
+        """The values of `OPTIONS`."""
+        return {name: getattr(self, name) for name in self.OPTIONS}
+
+    def with_options(self, **options: Any) -> Self:
+        """This config with other values for some of `OPTIONS`: group_size, use_hqq, mapping_type."""
+        return dataclasses.replace(self, **options)  # type: ignore[type-var]
 
     def check_types(self, **fields: type) -> None:
         """Raises TypeError if a field, by name, is not of its type."""

@@ -36,8 +36,8 @@ from aoq import (
     PerRow,
     config_to_dict,
 )
-from aoq.convert import quantize_checkpoint
-from aoq.integrations.safetensors import load_file as load_weights
+from aoq.storage.convert import quantize_checkpoint
+from aoq.storage.safetensors import load_file as load_weights
 from aoq.tensors.base import QuantizedTensor
 
 

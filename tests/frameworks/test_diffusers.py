@@ -37,7 +37,7 @@ from aoq import (
     quantize_,
 )
 from aoq.integrations import quantization_config
-from aoq.integrations.safetensors import flatten
+from aoq.storage.safetensors import flatten
 
 CONFIG = Int4WeightOnlyConfig(group_size=32)
 CONFIGS = [CONFIG, Int8DynamicActivationInt8WeightConfig(), Int8DynamicActivationInt4WeightConfig()]

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aoq import Int4WeightOnlyConfig, QuantizedTensor
-from aoq.convert import quantize_checkpoint
 from aoq.evaluation import evaluate, evaluation_text
 from aoq.integrations.transformers import load_model
+from aoq.storage.convert import quantize_checkpoint
 from example_models import real_model
 
 ROOT = Path(__file__).resolve().parents[2]

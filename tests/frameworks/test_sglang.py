@@ -58,8 +58,8 @@ from sglang.srt.runtime_context import get_parallel
 from transformers import AutoConfig
 
 from aoq import FqnToConfig, config_to_dict
-from aoq.convert import quantize_checkpoint
 from aoq.integrations.sglang import AoqMethod, AoqSglangConfig
+from aoq.storage.convert import quantize_checkpoint
 from example_models import real_model
 
 

@@ -50,9 +50,9 @@ import aoq
 import aoq.integrations.torchao as backend
 from aoq import _C, QuantizedTensor
 from aoq.cli import main
-from aoq.convert import config_of
-from aoq.integrations.safetensors import flatten
 from aoq.integrations.torchao_tensors import CONFIGS, Unsupported, tensor_from_torchao
+from aoq.storage.convert import config_of
+from aoq.storage.safetensors import flatten
 from example_models import real_model, tiny_model
 
 SYMMETRIC, ASYMMETRIC = aoq.MappingType.SYMMETRIC, aoq.MappingType.ASYMMETRIC

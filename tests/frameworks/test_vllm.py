@@ -49,8 +49,8 @@ from vllm import LLM, SamplingParams
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from aoq.convert import quantize_checkpoint
 from aoq.integrations.vllm import AoqMethod, AoqVllmConfig
+from aoq.storage.convert import quantize_checkpoint
 from example_models import real_model
 
 # ---- models in this process

@@ -34,7 +34,7 @@ from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.plugins import load_general_plugins
 
 from aoq import _C
-from aoq.convert import convert_checkpoint
+from aoq.storage.convert import convert_checkpoint
 from example_models import real_model
 
 __all__ = ["in_process"]

@@ -29,7 +29,7 @@ from aoq import (
     QuantizedTensor,
     quantize_,
 )
-from aoq.integrations.safetensors import flatten
+from aoq.storage.safetensors import flatten
 from example_models import real_model, tiny_model
 
 CONFIG = Int4WeightOnlyConfig(group_size=32)

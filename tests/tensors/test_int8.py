@@ -27,8 +27,8 @@ from aoq import (
     config_to_dict,
     quantize_,
 )
-from aoq.integrations.safetensors import flatten, unflatten
 from aoq.ops import int8_dequantize, int8_quantize, int8_quantize_reference
+from aoq.storage.safetensors import flatten, unflatten
 
 SYMMETRIC, ASYMMETRIC = MappingType
 FLOATS = [torch.bfloat16, torch.float16, torch.float32]

@@ -9,7 +9,7 @@ import torch
 
 import aoq
 from aoq import Int4Tensor, Int4WeightOnlyConfig, QuantizedTensor, version
-from aoq.integrations.safetensors import flatten, is_torchao, unflatten
+from aoq.storage.safetensors import flatten, is_torchao, unflatten
 from aoq.tensors.base import _rebuild
 
 

@@ -21,11 +21,11 @@ from accelerate.utils import CustomDtype
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import Tensor, nn
 
-from aoq.checkpoint import StoredWeight, stored_weights
 from aoq.config import AOBaseConfig
 from aoq.integrations.quantization_config import AoqConfig
-from aoq.integrations.safetensors import flatten, unflatten_one
 from aoq.quantize import dequantize_
+from aoq.storage.checkpoint import StoredWeight, stored_weights
+from aoq.storage.safetensors import flatten, unflatten_one
 from aoq.tensors.base import QuantizedTensor
 
 

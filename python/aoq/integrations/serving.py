@@ -20,12 +20,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from aoq.checkpoint import StoredWeight, stored_weights, weight_files
 from aoq.config import AOBaseConfig, FqnToConfig
 from aoq.integrations.quantization_config import AoqConfig
-from aoq.integrations.safetensors import unflatten_one
 from aoq.ops.dtypes import FLOAT_DTYPES
 from aoq.quantize import check_names
+from aoq.storage.checkpoint import StoredWeight, stored_weights, weight_files
+from aoq.storage.safetensors import unflatten_one
 from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.int4 import Int4WeightOnlyConfig
 from aoq.tensors.module import WeightModule, weight_module

@@ -35,7 +35,6 @@ from torchao.quantization.transform_module import _QUANTIZE_CONFIG_HANDLER, regi
 from torchao.utils import DummyModule
 
 from aoq.config import AOBaseConfig
-from aoq.integrations.safetensors import TORCHAO_PREFIX, flatten, part_name, unflatten_one
 from aoq.integrations.torchao_tensors import (
     CONFIGS,
     Unsupported,
@@ -44,6 +43,7 @@ from aoq.integrations.torchao_tensors import (
     tensor_from_parts,
     tensor_from_torchao,
 )
+from aoq.storage.safetensors import TORCHAO_PREFIX, flatten, part_name, unflatten_one
 from aoq.tensors.base import QuantizedTensor, tensor_from_fields
 
 logger = logging.getLogger("aoq")

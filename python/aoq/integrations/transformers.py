@@ -30,11 +30,11 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
 from transformers.quantizers.base import HfQuantizer
 
-from aoq.checkpoint import StoredWeight, read_config, stored_weights, weight_files
 from aoq.config import AOBaseConfig, FqnToConfig
 from aoq.integrations.quantization_config import AoqConfig
-from aoq.integrations.safetensors import flatten, unflatten_one
 from aoq.quantize import dequantize_
+from aoq.storage.checkpoint import StoredWeight, read_config, stored_weights, weight_files
+from aoq.storage.safetensors import flatten, unflatten_one
 from aoq.tensors.base import QuantizedTensor
 
 logger = logging.getLogger("aoq")

@@ -23,9 +23,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.platforms import current_platform
 
 from aoq.integrations.quantization_config import AoqConfig
-from aoq.integrations.safetensors import is_torchao
 from aoq.integrations.serving import Source
 from aoq.integrations.vllm import AoqVllmConfig
+from aoq.storage.safetensors import is_torchao
 from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.int4 import Int4WeightOnlyConfig
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from typing_extensions import Self
 
+from aoq.config import AOBaseConfig
 from aoq.ops.dtypes import FLOAT_DTYPES, FP8_DTYPES, dtype_name
 from aoq.version import producer, written_by_newer
 
@@ -36,6 +37,12 @@ def check_scale_dtype(config: object, dtype: torch.dtype | None) -> None:
     """Raises TypeError unless `config` may store scales in `dtype`."""
     if dtype not in (None, *FLOAT_DTYPES):
         raise TypeError(f"{type(config).__name__}.scale_dtype: expected a float dtype, got {dtype}")
+
+
+def check_act_mapping(w: object, act_mapping: str) -> None:
+    """Raises ValueError unless activations can be quantized as `w` says."""
+    if act_mapping not in ("symmetric", "asymmetric"):
+        raise ValueError(f"{type(w).__name__}: act_mapping: expected 'symmetric' or 'asymmetric', got {act_mapping!r}")
 
 
 class QuantizedTensor(torch.Tensor):
@@ -137,6 +144,15 @@ class QuantizedTensor(torch.Tensor):
     def kernel(self) -> str:
         """The kernel that multiplies by this tensor."""
         return "none"
+
+    @property
+    def label(self) -> str:
+        """The format in a word or two, for tables."""
+        return type(self).__name__.removesuffix("Tensor").lower()
+
+    def config(self) -> AOBaseConfig:
+        """The config that makes tensors like this one."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what config makes it")
 
     # ---- what follows
 

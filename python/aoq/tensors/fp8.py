@@ -1,8 +1,8 @@
-"""fp8 weights: `Float8WeightOnlyConfig`, `Float8DynamicActivationFloat8WeightConfig` and their `Float8Tensor`."""
+"""fp8 weights with a scale per row, for activations as given and for those quantized to fp8."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,11 +14,12 @@ from aoq.ops.dtypes import FP8_DTYPES, dtype_name
 from aoq.ops.fp8_mm import fp8_mm
 from aoq.ops.fp8_quantize import fp8_dequantize, fp8_quantize
 from aoq.ops.fp8_weight_mm import fp8_weight_mm
-from aoq.ops.int8_pack import int8_pack
-from aoq.ops.int8_unpack import int8_unpack
-from aoq.ops.packed import tile_scale, untile_scale
+from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
+from aoq.ops.int8_unpack import int8_rows, int8_unpack
 from aoq.tensors.base import check_weight
-from aoq.tensors.tiled import RowScaledTensor
+from aoq.tensors.formats import WeightFormat
+from aoq.tensors.packed import PackedTensor, PackedWeight
+from aoq.tensors.parts import Codes, PerGroup
 
 GRANULARITIES = {PerRow(): "row", PerTensor(): "tensor"}
 
@@ -66,6 +67,8 @@ class Float8DynamicActivationFloat8WeightConfig(AOBaseConfig):
     activation_value_lb: float | None = None
     activation_value_ub: float | None = None
 
+    ACTIVATIONS: ClassVar[str] = "fp8 per token or tensor"
+
     def __post_init__(self) -> None:
         check_fp8(self, activation_dtype=self.activation_dtype, weight_dtype=self.weight_dtype)
         granularities(self, self.granularity)
@@ -112,7 +115,81 @@ def quantized(weight: Tensor, code_dtype: torch.dtype, granularity: str, acts: t
     return Float8Tensor(qdata, scale, code_dtype, *acts, "plain", shape=weight.shape, dtype=weight.dtype).pack()
 
 
-class Float8Tensor(RowScaledTensor):
+def fp8_format(name: str, dtype: torch.dtype, configs: Mapping[str, AOBaseConfig]) -> WeightFormat:
+    """Codes of `dtype`, packed as int8 ones are."""
+    codes = Codes(
+        "qdata",
+        8,
+        lambda codes, k: int8_pack(codes.view(torch.int8)),
+        lambda packed, n, k: int8_unpack(packed, n, k).view(dtype),
+        lambda packed, ids, k: int8_rows(packed, ids, k).view(dtype),
+        packed_shape,
+        dtype,
+        packed_dtype,
+    )
+    title = "fp8 (e4m3, e5m2) per row or tensor"
+    return WeightFormat(f"fp8_{name}", title, (codes, PerGroup("scale")), floats, configs)
+
+
+def floats(parts: Sequence[Any], group: int, k: int, dtype: torch.dtype) -> Tensor:
+    codes, scale = parts
+    return fp8_dequantize(codes, scale, dtype)
+
+
+FP8 = {
+    torch.float8_e4m3fn: fp8_format(
+        "e4m3",
+        torch.float8_e4m3fn,
+        {
+            "fp8": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+            "fp8-weight": Float8WeightOnlyConfig(),
+        },
+    ),
+    torch.float8_e5m2: fp8_format("e5m2", torch.float8_e5m2, {}),
+}
+
+
+class Float8Weight(PackedWeight):
+    """How an fp8 weight multiplies."""
+
+    qdata: Tensor
+    scale: Tensor
+    code_dtype: torch.dtype
+    act_dtype: torch.dtype | None
+    act_granularity: str | None
+    act_lb: float | None
+    act_ub: float | None
+
+    @property
+    def format(self) -> WeightFormat:  # type: ignore[override]
+        return FP8[self.code_dtype]
+
+    @property
+    def mm_op(self) -> str:  # type: ignore[override]
+        return "fp8_mm" if self.act_dtype else "fp8_weight_mm"
+
+    def linear_packed(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        weight = (x, self.qdata, self.scale, bias, self.weight_shape[0], self.code_dtype)
+        if self.act_dtype is None or self.act_granularity is None:
+            return fp8_weight_mm(*weight)
+        return fp8_mm(*weight, self.act_dtype, self.act_granularity, self.act_lb, self.act_ub)
+
+    def config(self) -> AOBaseConfig:
+        one = self.scale.flatten(-2)
+        granularity = PerTensor() if bool((one == one[..., :1]).all()) else PerRow()
+        if self.act_dtype is None:
+            return Float8WeightOnlyConfig(self.code_dtype, granularity)
+        both = (PerTensor() if self.act_granularity == "tensor" else PerRow(), granularity)
+        return Float8DynamicActivationFloat8WeightConfig(
+            self.act_dtype, self.code_dtype, both, self.act_lb, self.act_ub
+        )
+
+    @property
+    def command(self) -> str:
+        return "fp8" if self.act_dtype else "fp8-weight"
+
+
+class Float8Tensor(Float8Weight, PackedTensor):
     """A weight [..., n, k] of fp8 codes, `w = code * scale`.
 
     code_dtype: torch.float8_e4m3fn or torch.float8_e5m2.
@@ -127,24 +204,12 @@ class Float8Tensor(RowScaledTensor):
         scale: [..., ceil(n / 16), 1, 16] from `tile_scale`.
 
     Slices along k share the scales of the whole rows, so nothing can be copied into them.
-
-    Raises:
-        ValueError, TypeError: a part has a wrong shape, dtype or device; the text names it.
     """
 
     tensors: ClassVar[tuple[str, ...]] = ("qdata", "scale")
     attrs: ClassVar[tuple[str, ...]] = ("code_dtype", "act_dtype", "act_granularity", "act_lb", "act_ub", "packing")
 
-    act_dtype: torch.dtype | None
-    act_granularity: str | None
-    act_lb: float | None
-    act_ub: float | None
-
-    @property
-    def mm_op(self) -> str:  # type: ignore[override]
-        return "fp8_mm" if self.act_dtype else "fp8_weight_mm"
-
-    def check(self) -> None:
+    def check_attrs(self) -> None:
         for name in ("code_dtype", "act_dtype"):
             dtype = getattr(self, name)
             if dtype not in FP8_DTYPES and not (name == "act_dtype" and dtype is None):
@@ -152,20 +217,3 @@ class Float8Tensor(RowScaledTensor):
         if self.act_granularity not in (("row", "tensor") if self.act_dtype else (None,)):
             wanted = "'row' or 'tensor'" if self.act_dtype else "None"
             raise ValueError(f"Float8Tensor: act_granularity: expected {wanted}, got {self.act_granularity!r}")
-        super().check()
-
-    def tiled_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
-        return [int8_pack(qdata.view(torch.int8)), tile_scale(scales[0])]
-
-    def plain_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
-        n, k = self.weight_shape[-2:]
-        return [int8_unpack(qdata, n, k).view(self.code_dtype), untile_scale(scales[0], n)]
-
-    def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
-        return fp8_dequantize(qdata, scales[0], self.dtype)
-
-    def linear_tiled(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        weight = (x, self.qdata, self.scale, bias, self.weight_shape[0], self.code_dtype)
-        if self.act_dtype is None or self.act_granularity is None:
-            return fp8_weight_mm(*weight)
-        return fp8_mm(*weight, self.act_dtype, self.act_granularity, self.act_lb, self.act_ub)

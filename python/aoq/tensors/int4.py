@@ -1,24 +1,25 @@
-"""int4 weights, groupwise along k: `Int4WeightOnlyConfig` and the `Int4Tensor` that it makes."""
+"""int4 weights, groupwise along k, for activations as given and for those quantized to int8 (W4A8)."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Json, MappingType
-from aoq.ops.dtypes import FLOAT_DTYPES, dtype_name
+from aoq.ops.dtypes import dtype_name
 from aoq.ops.int4_mm import int4_mm
 from aoq.ops.int4_pack import int4_pack, packed_shape
 from aoq.ops.int4_quantize import int4_dequantize, int4_quantize
 from aoq.ops.int4_unpack import int4_rows, int4_unpack
-from aoq.ops.packed import TILE_N, tile_scale, untile_scale
-from aoq.tensors.base import check_scale_dtype, check_weight
-from aoq.tensors.tiled import Part, TiledTensor, map_parts
+from aoq.ops.int8_int4_mm import int8_int4_mm
+from aoq.tensors.base import check_act_mapping, check_scale_dtype, check_weight
+from aoq.tensors.formats import WeightFormat
+from aoq.tensors.packed import GroupedTensor, GroupedWeight
+from aoq.tensors.parts import Codes, PerGroup, RowSums
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Int4WeightOnlyConfig(AOBaseConfig):
     scale_dtype: torch.dtype | None = None
 
     VERSION: ClassVar[int] = 2
+    OPTIONS: ClassVar[tuple[str, ...]] = ("group_size", "use_hqq", "mapping_type")
 
     def __post_init__(self) -> None:
         self.check_types(group_size=int, use_hqq=bool, mapping_type=MappingType)
@@ -69,6 +71,37 @@ class Int4WeightOnlyConfig(AOBaseConfig):
         return Int4Tensor(*parts, self.group_size, "plain", shape=weight.shape, dtype=weight.dtype).pack()
 
 
+@dataclass
+class Int8DynamicActivationInt4WeightConfig(AOBaseConfig):
+    """int4 weights with a scale per group; the matmul quantizes activations to int8, with a scale per row (token).
+
+    Args:
+        group_size: as in `Int4WeightOnlyConfig`.
+        mapping_type: weights symmetric around zero (no zero points) or over [min, max].
+        act_mapping_type: the same of activations.
+        scale_dtype: of the weights' scales and zero points; by default the weight's.
+    """
+
+    group_size: int = 32
+    mapping_type: MappingType = MappingType.SYMMETRIC
+    act_mapping_type: MappingType = MappingType.ASYMMETRIC
+    scale_dtype: torch.dtype | None = None
+
+    OPTIONS: ClassVar[tuple[str, ...]] = ("group_size", "mapping_type")
+    ACTIVATIONS: ClassVar[str] = "int8 per token"
+
+    def __post_init__(self) -> None:
+        self.check_types(group_size=int, mapping_type=MappingType, act_mapping_type=MappingType)
+        check_group_size(self, self.group_size)
+        check_scale_dtype(self, self.scale_dtype)
+
+    def quantize(self, weight: Tensor) -> Int8Int4Tensor:
+        """The weight [..., n, k] as an `Int8Int4Tensor` in its device's layout; raises as `Int4WeightOnlyConfig`."""
+        parts = quantized_parts(weight, self.group_size, self.mapping_type.name.lower(), self.scale_dtype)
+        attrs = (self.group_size, "plain", self.act_mapping_type.name.lower())
+        return Int8Int4Tensor(*parts, None, *attrs, shape=weight.shape, dtype=weight.dtype).pack()
+
+
 def check_group_size(config: AOBaseConfig, group_size: int) -> None:
     if group_size < 8:
         raise ValueError(f"{type(config).__name__}.group_size: expected 8 or more, got {group_size}")
@@ -91,7 +124,54 @@ def quantized_parts(
     return qdata, scale, None if mapping == "symmetric" else zero_point
 
 
-class Int4Tensor(TiledTensor):
+def row_sums(plain: Sequence[Any], packed: Sequence[Any], k: int, group: int) -> Tensor:
+    """The sums of the rows of w, by the matmul itself."""
+    ones = torch.ones(1, k, dtype=torch.float32, device=plain[0].device)
+    codes, scale, zero_point = packed
+    return int4_mm(ones, codes, scale, zero_point, None, len(plain[0]), group)[0]
+
+
+def floats(parts: Sequence[Any], group: int, k: int, dtype: torch.dtype) -> Tensor:
+    codes, scale, zero_point = parts
+    return int4_dequantize(codes, scale, zero_point, group, k, dtype)
+
+
+INT4 = WeightFormat(
+    "int4",
+    "int4 groupwise, symmetric, float zero points or HQQ",
+    (
+        Codes("qdata", 4, lambda codes, k: int4_pack(codes.contiguous(), k), int4_unpack, int4_rows, packed_shape),
+        PerGroup("scale"),
+        PerGroup("zero_point", optional=True),
+        RowSums("w_sum", row_sums),
+    ),
+    floats,
+    {"int4": Int4WeightOnlyConfig(), "int8-int4": Int8DynamicActivationInt4WeightConfig()},
+)
+
+
+class Int4Weight(GroupedWeight):
+    """How an int4 weight multiplies activations as given."""
+
+    format = INT4
+    mm_op = "int4_mm"
+
+    qdata: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def linear_packed(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return int4_mm(x, self.qdata, self.scale, self.zero_point, bias, self.weight_shape[0], self.group_size)
+
+    @property
+    def mapping(self) -> MappingType:
+        return MappingType.SYMMETRIC if self.zero_point is None else MappingType.ASYMMETRIC
+
+    def config(self) -> AOBaseConfig:
+        return Int4WeightOnlyConfig(self.group_size, mapping_type=self.mapping, scale_dtype=self.scale.dtype)
+
+
+class Int4Tensor(Int4Weight, GroupedTensor):
     """A weight [..., n, k] of int4 codes: `w = (code - zero_point) * scale`; no zero point means 8.
 
     packing "plain" (checkpoints, slices, any device):
@@ -100,87 +180,43 @@ class Int4Tensor(TiledTensor):
     packing `layout(device)` (what the device's kernels read):
         qdata: uint8 [..., *packed_shape(n, k, device)] from `int4_pack`.
         scale, zero_point: [..., ceil(n / 16), G, 16] from `tile_scale`.
-
-    A slice along k that starts inside a group and goes on after it repeats scales to make smaller groups. Nothing
-    can be copied into such a slice, nor into one that ends inside a group.
-
-    Raises:
-        ValueError, TypeError: a part has a wrong shape, dtype or device; the text names it.
     """
 
     tensors: ClassVar[tuple[str, ...]] = ("qdata", "scale", "zero_point")
     attrs: ClassVar[tuple[str, ...]] = ("group_size", "packing")
-    mm_op = "int4_mm"
 
-    scale: Tensor
-    zero_point: Tensor | None
-    group_size: int
 
-    def expected_parts(self) -> dict[str, Part]:
-        *lead, k = self.weight_shape
-        if not isinstance(self.group_size, int) or self.group_size < 1:
-            raise ValueError(f"{type(self).__name__}: group_size: expected 1 or more, got {self.group_size!r}")
-        groups = -(-k // self.group_size)
-        if self.packed:
-            packed = packed_shape(lead[-1], k, self.device)
-            qdata, scale = (*lead[:-1], *packed), (*lead[:-1], packed[0], groups, TILE_N)
-        else:
-            qdata, scale = (*lead, (k + 1) // 2), (*lead, groups)
-        return {
-            "qdata": (qdata, (torch.uint8,)),
-            "scale": (scale, FLOAT_DTYPES),
-            "zero_point": (None if self.zero_point is None else scale, FLOAT_DTYPES),
-        }
+class Int8Int4Weight(Int4Weight):
+    """How an int4 weight multiplies activations quantized to int8."""
 
-    def tiled_parts(self, qdata: Tensor, *scales: Tensor | None) -> list[Tensor | None]:
-        return [int4_pack(qdata.contiguous(), self.weight_shape[-1]), *map_parts(tile_scale, scales)]
+    mm_op = "int8_int4_mm"
 
-    def plain_parts(self, qdata: Tensor, *scales: Tensor | None) -> list[Tensor | None]:
-        n, k = self.weight_shape[-2:]
-        return [int4_unpack(qdata, n, k), *map_parts(lambda tiled: untile_scale(tiled, n), scales)]
+    w_sum: Tensor | None
+    act_mapping: str
 
-    def tiled_rows(self, ids: Tensor) -> Tensor:
-        return int4_rows(self.qdata, ids, self.weight_shape[-1])
+    def linear_packed(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        n, parts = self.weight_shape[0], (self.qdata, self.scale, self.zero_point, self.w_sum)
+        return int8_int4_mm(x, *parts, bias, n, self.group_size)
 
-    def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
-        scale, zero_point = scales[:2]
-        return int4_dequantize(qdata, scale, zero_point, self.group_size, self.weight_shape[-1], self.dtype)
+    def config(self) -> AOBaseConfig:
+        act_mapping = MappingType[self.act_mapping.upper()]
+        return Int8DynamicActivationInt4WeightConfig(self.group_size, self.mapping, act_mapping, self.scale.dtype)
 
-    def linear_tiled(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return int4_mm(x, self.qdata, self.scale, self.zero_point, bias, self.weight_shape[0], self.group_size)
+    @property
+    def command(self) -> str:
+        return "int8-int4"
 
-    def matching(self, other: Self) -> Self:
-        w = self
-        if w.group_size != other.group_size and min(w.group_size, other.group_size) >= w.weight_shape[-1]:
-            w = w.rebuild(w.parts(), group_size=other.group_size)  # one group either way
-        elif w.group_size != other.group_size and w.group_size % other.group_size == 0:
-            w = w.unpack().regroup(other.group_size)
-        return super(Int4Tensor, w).matching(other)
 
-    def regroup(self, group_size: int) -> Self:
-        """The same values in smaller groups, which repeat the scales; `group_size` divides the present one."""
-        if self.packed or self.group_size % group_size or group_size % 8:
-            raise ValueError(
-                f"regroup: group_size: expected a multiple of 8 that divides {self.group_size}, and a plain tensor, "
-                f"got {group_size} for {self}"
-            )
-        groups, repeats = -(-self.weight_shape[-1] // group_size), self.group_size // group_size
-        scales = map_parts(lambda part: part.repeat_interleave(repeats, -1)[..., :groups], self.parts()[1:])
-        return self.rebuild((self.qdata, *scales), group_size=group_size)
+class Int8Int4Tensor(Int8Int4Weight, Int4Tensor):
+    """An `Int4Tensor` for activations quantized to int8.
 
-    def narrow_k(self, start: int, length: int) -> Self:
-        *lead, size = self.weight_shape
-        end = start + length
-        if start % 2 or (end % 2 and end != size):
-            raise ValueError(f"slice: expected even bounds along k (two codes a byte), got {start}:{end} of {self}")
-        w, last = self, max(end - 1, start)
-        if start % w.group_size and start // w.group_size != last // w.group_size:
-            if start % 8:
-                raise ValueError(f"slice: expected a start along k that is a multiple of 8, got {start} of {self}")
-            w = self.regroup(math.gcd(start, self.group_size))
-        group = start // w.group_size
-        groups = last // w.group_size + 1 - group
-        scales = map_parts(lambda part: part.narrow(-1, group, groups), w.parts()[1:])
-        view = w.rebuild((w.qdata.narrow(-1, start // 2, (length + 1) // 2), *scales), shape=(*lead, length))
-        view.writable = not start % self.group_size and (end == size or not end % self.group_size)
-        return view
+    act_mapping: "symmetric" or "asymmetric", how activations are quantized.
+    w_sum: fp32 [..., n], the sums of the rows of w; only if packed and asymmetric.
+    """
+
+    tensors: ClassVar[tuple[str, ...]] = (*Int4Tensor.tensors, "w_sum")
+    attrs: ClassVar[tuple[str, ...]] = (*Int4Tensor.attrs, "act_mapping")
+
+    def check_attrs(self) -> None:
+        super().check_attrs()
+        check_act_mapping(self, self.act_mapping)

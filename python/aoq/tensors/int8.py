@@ -1,8 +1,9 @@
-"""int8 weights: `Int8DynamicActivationInt8WeightConfig` (W8A8), `Int8WeightOnlyConfig` and their `Int8Tensor`."""
+"""int8 weights with a scale per row, for activations as given and for those quantized to int8 (W8A8)."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from aoq.config import AOBaseConfig, Granularity, MappingType, PerRow
 from aoq.ops.int8_mm import int8_mm
-from aoq.ops.int8_pack import int8_pack
+from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize
-from aoq.ops.int8_unpack import int8_unpack
+from aoq.ops.int8_unpack import int8_rows, int8_unpack
 from aoq.ops.int8_weight_mm import int8_weight_mm
-from aoq.ops.packed import tile_scale, untile_scale
-from aoq.tensors.base import check_scale_dtype, check_weight
-from aoq.tensors.tiled import Part, RowScaledTensor, TiledTensor
+from aoq.tensors.base import check_act_mapping, check_scale_dtype, check_weight
+from aoq.tensors.formats import WeightFormat
+from aoq.tensors.packed import PackedTensor, PackedWeight
+from aoq.tensors.parts import Codes, PerGroup, RowSums
 
 logger = logging.getLogger("aoq")
 
@@ -38,6 +40,8 @@ class Int8DynamicActivationInt8WeightConfig(AOBaseConfig):
     granularity: Granularity = field(default_factory=PerRow)
     weight_only_decode: bool = False
     scale_dtype: torch.dtype | None = None
+
+    ACTIVATIONS: ClassVar[str] = "int8 per token"
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -97,7 +101,73 @@ def quantized(weight: Tensor, scale_dtype: torch.dtype | None, act_mapping: str 
     return Int8Tensor(qdata, scale, None, act_mapping, "plain", shape=weight.shape, dtype=weight.dtype).pack()
 
 
-class Int8Tensor(RowScaledTensor):
+def row_sums(plain: Sequence[Any], packed: Sequence[Any], k: int, group: int) -> Tensor:
+    """The sums of the rows of w, whose codes add up exactly."""
+    codes, scale = plain[:2]
+    # In pieces: sum() would widen all of the codes at once.
+    sums = torch.cat([rows.sum(-1, dtype=torch.int32) for rows in codes.split(256)])
+    total: Tensor = sums * scale[:, 0].float()
+    return total
+
+
+def floats(parts: Sequence[Any], group: int, k: int, dtype: torch.dtype) -> Tensor:
+    codes, scale = parts
+    return int8_dequantize(codes, scale, None, dtype)
+
+
+INT8 = WeightFormat(
+    "int8",
+    "int8 per row",
+    (
+        Codes(
+            "qdata",
+            8,
+            lambda codes, k: int8_pack(codes),
+            int8_unpack,
+            int8_rows,
+            packed_shape,
+            torch.int8,
+            packed_dtype,
+        ),
+        PerGroup("scale"),
+        RowSums("w_sum", row_sums),
+    ),
+    floats,
+    {"int8": Int8DynamicActivationInt8WeightConfig(), "int8-weight": Int8WeightOnlyConfig()},
+)
+
+
+class Int8Weight(PackedWeight):
+    """How an int8 weight multiplies."""
+
+    format = INT8
+
+    qdata: Tensor
+    scale: Tensor
+    w_sum: Tensor | None
+    act_mapping: str | None
+
+    @property
+    def mm_op(self) -> str:  # type: ignore[override]
+        return "int8_mm" if self.act_mapping else "int8_weight_mm"
+
+    def linear_packed(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.act_mapping is None:
+            return int8_weight_mm(x, self.qdata, self.scale, bias, self.weight_shape[0])
+        return int8_mm(x, self.qdata, self.scale, self.w_sum, bias, self.weight_shape[0])
+
+    def config(self) -> AOBaseConfig:
+        if self.act_mapping is None:
+            return Int8WeightOnlyConfig(scale_dtype=self.scale.dtype)
+        act_mapping = MappingType[self.act_mapping.upper()]
+        return Int8DynamicActivationInt8WeightConfig(act_mapping, scale_dtype=self.scale.dtype)
+
+    @property
+    def command(self) -> str:
+        return "int8" if self.act_mapping else "int8-weight"
+
+
+class Int8Tensor(Int8Weight, PackedTensor):
     """A weight [..., n, k] of int8 codes, `w = code * scale`.
 
     act_mapping: "symmetric" or "asymmetric", how activations are quantized to int8; None for those used as given.
@@ -110,53 +180,11 @@ class Int8Tensor(RowScaledTensor):
         w_sum: fp32 [..., n], the sums of the rows of w, if activations are asymmetric.
 
     Slices along k share the scales of the whole rows, so nothing can be copied into them.
-
-    Raises:
-        ValueError, TypeError: a part has a wrong shape, dtype or device; the text names it.
     """
 
     tensors: ClassVar[tuple[str, ...]] = ("qdata", "scale", "w_sum")
     attrs: ClassVar[tuple[str, ...]] = ("act_mapping", "packing")
 
-    w_sum: Tensor | None
-    act_mapping: str | None
-
-    @property
-    def mm_op(self) -> str:  # type: ignore[override]
-        return "int8_mm" if self.act_mapping else "int8_weight_mm"
-
-    @property
-    def code_dtype(self) -> torch.dtype:  # type: ignore[override]
-        return torch.int8
-
-    def expected_parts(self) -> dict[str, Part]:
-        return super().expected_parts() | {
-            "w_sum": (None, ()) if self.act_mapping is None else w_sum_part(self, self.act_mapping)
-        }
-
-    def tiled_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
-        scale, w_sum = scales
-        if self.act_mapping == "asymmetric":
-            # In pieces: sum() would widen all of the codes at once.
-            sums = torch.cat([rows.sum(-1, dtype=torch.int32) for rows in qdata.split(256)])
-            w_sum = sums * scale[:, 0].float()
-        return [int8_pack(qdata), tile_scale(scale), w_sum]
-
-    def plain_parts(self, qdata: Tensor, *scales: Any) -> list[Tensor | None]:
-        n, k = self.weight_shape[-2:]
-        return [int8_unpack(qdata, n, k), untile_scale(scales[0], n), None]
-
-    def floats(self, qdata: Tensor, *scales: Any) -> Tensor:
-        return int8_dequantize(qdata, scales[0], None, self.dtype)
-
-    def linear_tiled(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self.act_mapping is None:
-            return int8_weight_mm(x, self.qdata, self.scale, bias, self.weight_shape[0])
-        return int8_mm(x, self.qdata, self.scale, self.w_sum, bias, self.weight_shape[0])
-
-
-def w_sum_part(w: TiledTensor, act_mapping: str) -> Part:
-    """What the part `w_sum` of `w` has to be."""
-    if act_mapping not in ("symmetric", "asymmetric"):
-        raise ValueError(f"{type(w).__name__}: act_mapping: expected 'symmetric' or 'asymmetric', got {act_mapping!r}")
-    return w.weight_shape[:-1] if w.packed and act_mapping == "asymmetric" else None, (torch.float32,)
+    def check_attrs(self) -> None:
+        if self.act_mapping is not None:
+            check_act_mapping(self, self.act_mapping)

@@ -1,23 +1,23 @@
 """weight_module: a quantized weight as a module of plain parameters, for frameworks that compile whole models.
 
 torch.compile takes tensor subclasses apart at every call, and takes much longer to compile them. A module like this one
-is traced as the op and its operands.
+is traced as the op and its operands. It runs by the mixin that the tensor's class runs by.
 """
 
 from __future__ import annotations
 
 import functools
-from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
 from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.packed import PackedWeight
 
 
 def weight_module(w: Tensor) -> WeightModule:
     """A module that multiplies by `w`, quantized or not, and looks up its rows; its parameters are the parts of `w`."""
-    return _module_class(type(w) if isinstance(w, QuantizedTensor) else None)(w)
+    return _module_class(type(w))(w) if isinstance(w, QuantizedTensor) else WeightModule(w)
 
 
 class WeightModule(nn.Module):
@@ -38,25 +38,21 @@ class WeightModule(nn.Module):
         return nn.functional.embedding(ids, self.weight)
 
 
-@functools.cache
-def _module_class(kind: type[QuantizedTensor] | None) -> type[WeightModule]:
-    """The module for a format: its methods, which know parts and attributes by name, beside parameters and fields."""
-    if kind is None:
-        return WeightModule
-    members = {
-        name: member
-        for base in reversed(kind.__mro__)
-        if issubclass(base, QuantizedTensor)
-        for name, member in vars(base).items()
-        if isinstance(member, FunctionType | property) and not name.startswith("__")
-    }
+class QuantizedModule(WeightModule):
+    """The parts of a quantized weight as parameters, its attributes as fields. The mixin that runs it comes before."""
 
-    def init(self: WeightModule, w: QuantizedTensor) -> None:
+    def __init__(self, w: QuantizedTensor) -> None:
         nn.Module.__init__(self)
         for name, part in zip(w.tensors, w.parts(), strict=True):
             self.register_parameter(name, None if part is None else nn.Parameter(part, requires_grad=False))
         for name in (*w.attrs, "weight_shape", "transposed", "dtype"):
             setattr(self, name, getattr(w, name))
 
-    fields = {"__init__": init, "tensors": kind.tensors, "attrs": kind.attrs}
-    return type(f"{kind.__name__}Module", (WeightModule,), members | fields)
+
+@functools.cache
+def _module_class(kind: type[QuantizedTensor]) -> type[QuantizedModule]:
+    mixins = [base for base in kind.__mro__ if issubclass(base, PackedWeight) and not issubclass(base, Tensor)]
+    if not mixins:
+        raise TypeError(f"weight_module: w: expected a tensor that is a PackedWeight, got {kind.__name__}")
+    names = {"tensors": kind.tensors, "attrs": kind.attrs}
+    return type(f"{kind.__name__.removesuffix('Tensor')}Module", (mixins[0], QuantizedModule), names)

@@ -23,7 +23,7 @@ from aoq import (
     quantize_,
 )
 from aoq.config import AOBaseConfig
-from aoq.integrations.safetensors import flatten, load_file, save_file, unflatten, unflatten_one
+from aoq.storage.safetensors import flatten, load_file, save_file, unflatten, unflatten_one
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "int4_checkpoint.json"
 CONFIG = Int4WeightOnlyConfig(group_size=16)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aoq import AoqConfig, Int4Tensor, Int4WeightOnlyConfig
-from aoq.checkpoint import INDEX, stored_weights, weight_files
-from aoq.convert import new_directory, quantize_checkpoint
+from aoq.storage.checkpoint import INDEX, stored_weights, weight_files
+from aoq.storage.convert import new_directory, quantize_checkpoint
 from example_models import real_model, tiny_model
 
 CONFIG = Int4WeightOnlyConfig(group_size=32)

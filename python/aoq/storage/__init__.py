@@ -1,0 +1,1 @@
+"""Quantized weights on disk: safetensors, checkpoint directories, and how one is made of another."""

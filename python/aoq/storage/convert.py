@@ -1,0 +1,330 @@
+"""Quantize a checkpoint on disk, or convert torchao's, weight by weight: a directory (or GGUF file) in, one out.
+
+Memory holds one output shard and one source weight. The output gets its name only when it is whole; the source
+is only read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from aoq.config import AOBaseConfig, FqnToConfig, near
+from aoq.integrations.quantization_config import AoqConfig
+from aoq.integrations.transformers import AoqQuantizer, empty_model, model_names, with_embedding
+from aoq.progress import track
+from aoq.quantize import QuantizedWeight, QuantizeReport, SkippedWeight
+from aoq.storage.checkpoint import (
+    INDEX,
+    WEIGHTS,
+    open_safetensors,
+    read_config,
+    read_json,
+    stored_weights,
+    weight_files,
+)
+from aoq.storage.safetensors import flatten, save_file
+from aoq.tensors.base import QuantizedTensor
+
+# Anything else in a source directory is copied: tokenizer, generation settings, licence, custom code.
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
+
+
+class Source(Protocol):
+    """Where weights come from."""
+
+    config: PreTrainedConfig
+
+    def names(self, model: PreTrainedModel) -> dict[str, str | None]:
+        """Each weight's name, and the parameter of `model` that it alone makes, if there is one."""
+
+    def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+        """Each weight by its name, read when asked for."""
+
+    def save_extras(self, directory: Path) -> None:
+        """Writes config.json, the tokenizer and whatever else goes with the weights."""
+
+
+class SafetensorsDirectory:
+    """A directory as `save_pretrained` writes it. Raises OSError or ValueError, naming the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = weight_files(path)
+        if quantized := read_config(path).get("quantization_config"):
+            hint = "; `aoq convert` reads it" if quantized.get("quant_method") == "torchao" else ""
+            raise ValueError(f"{path}: is quantized already{hint}")
+        self.stored = stored_weights(self.files)
+        if any(weight.description for weight in self.stored.values()):
+            raise ValueError(f"{path}: is quantized already, though its config.json does not say so")
+        self.config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+
+    def names(self, model: PreTrainedModel) -> dict[str, str | None]:
+        return model_names(model, self.stored)
+
+    def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+        for file in self.files:
+            with open_safetensors(file) as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    yield name, opened.get_tensor(name)
+
+    def save_extras(self, directory: Path) -> None:
+        _copy_extras(self.path, directory)
+
+
+def quantize_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    config: AOBaseConfig,
+    *,
+    skip: list[str] | None = None,
+    include_embedding: bool = False,
+    embedding: AOBaseConfig | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 2 << 30,
+    overwrite: bool = False,
+) -> QuantizeReport:
+    """Writes `source`, quantized, to the directory `destination`, which `from_pretrained` loads.
+
+    Args:
+        source: a directory with config.json and safetensors files, or a GGUF file.
+        destination: must not exist, unless `overwrite`.
+        config, include_embedding: as in `AoqConfig`.
+        embedding: the embedding and the output layer too, by a config of their own.
+        skip: modules to leave as they are, by the rule of `AoqConfig.modules_to_not_convert`, besides those that stay
+            as they are anyway.
+        dtype: of floats before they are quantized, and of those that are not. By default as they are stored,
+            bf16 for GGUF.
+        max_shard_bytes: how large a file may get, unless a single weight is larger.
+
+    Returns:
+        What was quantized, and what was not and why, by the names in the source.
+
+    Raises:
+        OSError: a missing file, an existing destination, a full disk; the text names it.
+        ValueError: a damaged file, a weight that cannot be quantized, a `skip` that matches no module; the text names
+            it. Or nothing in the source would be quantized.
+
+        `destination` is then as it was before.
+    """
+    source, destination = Path(source), Path(destination)
+    _check_paths(source, destination, overwrite)
+    opened = _open(source)
+    if dtype is None and source.is_file():
+        dtype = torch.bfloat16
+    model = empty_model(opened.config)
+    if embedding is not None:
+        config = with_embedding(model, config, embedding)
+    quantizer = AoqQuantizer(AoqConfig(config, include_embedding=include_embedding), pre_quantized=False)
+    if skip:
+        _check_skips(model, skip)
+        quantizer.quantization_config.modules_to_not_convert = sorted({*quantizer.default_skips(model), *skip})
+    quantizer.preprocess_model(model)
+    names = opened.names(model)
+    if quantizer.configs.keys().isdisjoint(names.values()):
+        reasons = Counter(quantizer.skipped.values()).most_common()
+        counts = "; ".join(f"{count}: {reason}" for reason, count in reasons)
+        raise ValueError(f"{source}: none of its weights would be quantized ({counts})")
+
+    report = QuantizeReport()
+    with new_directory(destination, overwrite) as directory:
+        opened.save_extras(directory)
+        written = read_json(directory / "config.json")
+        written["quantization_config"] = quantizer.quantization_config.to_dict()
+        if dtype is not None:
+            written["dtype"] = str(dtype).removeprefix("torch.")
+        (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        shards = _Shards(directory, max_shard_bytes)
+        for name, w in track(opened.weights(model), "Quantizing", total=len(names)):
+            if dtype is not None and w.is_floating_point():
+                w = w.to(dtype)
+            param = names[name]
+            chosen = quantizer.configs.get(param) if param else None
+            if chosen is None:
+                reason = quantizer.skipped.get(param, "") if param else "part of a parameter that transformers merges"
+                report.skipped.append(SkippedWeight(name, reason, wanted=False))
+                shards.add(name, w)
+                continue
+            try:
+                quantized = chosen.quantize(w).unpack()
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{source}: {name}: {error}") from error
+            report.quantized.append(QuantizedWeight((name,), chosen, w.numel(), w.nbytes, quantized.nbytes))
+            shards.add(name, quantized)
+        shards.close()
+    return report
+
+
+def _check_skips(model: PreTrainedModel, skip: list[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    parts = {part: None for name in names for part in (name, name.rpartition(".")[2])}
+    for each in skip:
+        if each not in parts and not any(f".{each}." in f".{name}." for name in names):
+            raise ValueError(f"skip: {each!r} matches no module{near(each, parts)}")
+
+
+def convert_checkpoint(
+    source: str | Path, destination: str | Path, *, max_shard_bytes: int = 2 << 30, overwrite: bool = False
+) -> QuantizeReport:
+    """Writes torchao's checkpoint `source` as aoq's: the same codes and scales, nothing is quantized anew.
+
+    Args:
+        source: a directory that transformers wrote with a `TorchAoConfig`, in safetensors or a pickle.
+        destination, max_shard_bytes, overwrite: as in `quantize_checkpoint`.
+
+    Returns:
+        What was converted, its bytes in `source` and now, and what was not quantized there.
+
+    Raises:
+        ImportError: torchao is not installed, or another release of it.
+        OSError, ValueError: as `quantize_checkpoint`; and for a weight in a format that aoq does not have.
+    """
+    source, destination = Path(source), Path(destination)
+    _check_paths(source, destination, overwrite)
+    from aoq.integrations.torchao_checkpoint import TorchaoDirectory
+
+    opened = TorchaoDirectory(source)
+    model = empty_model(opened.config)
+    report = QuantizeReport()
+    configs: dict[str, AOBaseConfig] = {}
+    with new_directory(destination, overwrite) as directory:
+        _copy_extras(source, directory)
+        shards = _Shards(directory, max_shard_bytes)
+        for name, w in track(opened.weights(model), "Converting", total=len(opened.stored) or None):
+            if isinstance(w, QuantizedTensor):
+                configs[name.removesuffix(".weight")] = config_of(w)
+                before = opened.stored[name].nbytes if name in opened.stored else w.nbytes
+                report.quantized.append(QuantizedWeight((name,), config_of(w), math.prod(w.shape), before, w.nbytes))
+            else:
+                report.skipped.append(SkippedWeight(name, "not quantized there", wanted=False))
+            shards.add(name, w)
+        shards.close()
+        if not configs:
+            raise ValueError(f"{source}: has no quantized weights")
+        kinds = list(configs.values())
+        config = kinds[0] if all(each == kinds[0] for each in kinds) else FqnToConfig(dict(configs))
+        written = read_json(directory / "config.json")
+        skips = opened.settings.get("modules_to_not_convert")
+        written["quantization_config"] = AoqConfig(config, skips).to_dict()
+        (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def config_of(w: QuantizedTensor) -> AOBaseConfig:
+    """The config that makes tensors with parts like those of `w`."""
+    return w.config()
+
+
+def _open(source: Path) -> Source:
+    if source.is_dir():
+        return SafetensorsDirectory(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file or directory")
+    try:
+        from aoq.integrations.gguf import GgufFile
+    except ImportError as error:
+        raise ImportError(f"{source}: reading GGUF needs the package gguf (pip install gguf): {error}") from error
+    return GgufFile(source)
+
+
+# ---- writing
+
+
+def _copy_extras(source: Path, destination: Path) -> None:
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(_WEIGHT_FILES):
+            shutil.copyfile(file, destination / file.name)
+
+
+def _check_paths(source: Path, destination: Path, overwrite: bool) -> None:
+    if destination.exists():
+        if not overwrite:
+            raise FileExistsError(f"{destination}: exists already")
+        # Overwriting removes a directory: only one that looks like a checkpoint.
+        if not (destination / "config.json").is_file():
+            raise FileExistsError(f"{destination}: is not a checkpoint, so it is not overwritten")
+    read, written = source.resolve(), destination.resolve()
+    if read == written or read in written.parents or written in read.parents:
+        raise ValueError(f"{destination}: overlaps the source {source}")
+
+
+@contextmanager
+def new_directory(destination: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A directory to fill, which becomes `destination` at the end, on disk; after an error nothing is left of it."""
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise OSError(f"{destination}: cannot be made: {error.strerror}") from error
+    try:
+        directory = scratch / destination.name
+        directory.mkdir()
+        yield directory
+        for path in (*directory.iterdir(), directory):
+            _sync(path)
+        if overwrite and destination.exists():
+            destination.rename(scratch / "replaced")
+        directory.rename(destination)
+        _sync(destination.parent)
+    except BaseException:
+        if not destination.exists() and (scratch / "replaced").exists():
+            (scratch / "replaced").rename(destination)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class _Shards:
+    """Writes weights to model-00001-of-0000n.safetensors and an index of them, or to one model.safetensors."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self.directory, self.max_bytes = directory, max_bytes
+        self.pending: dict[str, Tensor] = {}
+        self.pending_bytes = self.total_bytes = 0
+        self.files: list[tuple[Path, list[str]]] = []  # each file written, under a name to begin with
+
+    def add(self, name: str, w: Tensor) -> None:
+        if self.pending and self.pending_bytes + w.nbytes > self.max_bytes:
+            self._write()
+        self.pending[name] = w
+        self.pending_bytes += w.nbytes
+
+    def _write(self) -> None:
+        tensors, metadata = flatten(self.pending)
+        file = self.directory / f"{len(self.files)}.safetensors"
+        save_file(tensors, file, metadata)
+        self.files.append((file, list(tensors)))
+        self.total_bytes += self.pending_bytes
+        self.pending, self.pending_bytes = {}, 0
+
+    def close(self) -> None:
+        self._write()
+        if len(self.files) == 1:
+            self.files[0][0].rename(self.directory / WEIGHTS)
+            return
+        weight_map: dict[str, str] = {}
+        for i, (file, names) in enumerate(self.files, start=1):
+            renamed = file.rename(self.directory / f"model-{i:05d}-of-{len(self.files):05d}.safetensors")
+            weight_map |= dict.fromkeys(names, renamed.name)
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        (self.directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
