@@ -19,22 +19,18 @@ import aoq
 from aoq import (
     _C,
     AOBaseConfig,
-    Float8DynamicActivationFloat8WeightConfig,
-    Float8WeightOnlyConfig,
     FqnToConfig,
     Int4Tensor,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
-    Int8DynamicActivationInt8WeightConfig,
     Int8Tensor,
-    Int8WeightOnlyConfig,
     MappingType,
-    PerRow,
     cli,
     config_to_dict,
 )
 from aoq.cli import app
 from aoq.storage.checkpoint import stored_weights, weight_files
+from aoq.tensors.formats import commands
 from example_models import real_model, tiny_model
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200"}
@@ -114,11 +110,7 @@ def test_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "config", "shown"),
     [
-        (["int8"], Int8DynamicActivationInt8WeightConfig(), "int8 "),
-        (["int8-weight"], Int8WeightOnlyConfig(), "int8-weight"),
-        (["int8-int4"], Int8DynamicActivationInt4WeightConfig(), "int8-int4 g32"),
-        (["fp8"], Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), "fp8 "),
-        (["fp8-weight"], Float8WeightOnlyConfig(), "fp8-weight"),
+        *(([name], config, config.quantize(torch.zeros(16, 64)).label) for name, config in commands().items()),
         (["int8-int4", "--group-size", "16"], Int8DynamicActivationInt4WeightConfig(16), "int8-int4 g16"),
         (
             ["int8-int4", "--asymmetric"],
@@ -198,7 +190,7 @@ def test_errors(tmp_path: Path) -> None:
     source, out = tiny_model(tmp_path), tmp_path / "out"
     assert_fails(run("quantize", tmp_path / "none", "-o", out), "none: no such file")
     assert_fails(run("quantize", source, "-o", source), "exists already")
-    assert_fails(run("quantize", source, "-o", out, "--config", "int3"), "--config", "int3")
+    assert_fails(run("quantize", source, "-o", out, "--config", "int9"), "--config", "int9")
     assert_fails(run("quantize", source, "-o", out, "--group-size", 20), "group_size", "20")
     assert_fails(run("quantize", source, "-o", out, "--config", "int8", "--group-size", 32), "--group-size", "int8")
     assert_fails(run("quantize", source, "-o", out, "--config", "int8-int4", "--hqq"), "--hqq", "int8-int4")
@@ -248,7 +240,7 @@ def test_embedding_in_a_format_of_its_own(tmp_path: Path, tied: bool) -> None:
     assert (embedding is head) == tied
     assert isinstance(model.get_parameter("model.layers.0.mlp.up_proj.weight"), Int4Tensor)
     assert torch.isfinite(model(torch.arange(8)[None]).logits).all()
-    assert_fails(run("quantize", source, "-o", tmp_path / "no", "--embedding", "int3"), "--embedding", "int3")
+    assert_fails(run("quantize", source, "-o", tmp_path / "no", "--embedding", "int9"), "--embedding", "int9")
 
 
 def test_a_model_without_linears(tmp_path: Path) -> None:

@@ -25,20 +25,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from aoq import (
-    Float8DynamicActivationFloat8WeightConfig,
-    Float8WeightOnlyConfig,
     FqnToConfig,
     Int4WeightOnlyConfig,
-    Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
-    Int8WeightOnlyConfig,
     MappingType,
-    PerRow,
     config_to_dict,
 )
 from aoq.storage.convert import quantize_checkpoint
 from aoq.storage.safetensors import load_file as load_weights
 from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.formats import commands
 
 
 @dataclass
@@ -56,15 +52,9 @@ class Layers:
     method: type
 
 
-CONFIGS = {
-    "int4": Int4WeightOnlyConfig(group_size=128),
+CONFIGS = commands() | {
     "int4-symmetric": Int4WeightOnlyConfig(group_size=64, mapping_type=MappingType.SYMMETRIC),
-    "int8-int4": Int8DynamicActivationInt4WeightConfig(group_size=64),
-    "int8": Int8DynamicActivationInt8WeightConfig(),
     "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(act_mapping_type=MappingType.ASYMMETRIC),
-    "int8-weight": Int8WeightOnlyConfig(),
-    "fp8": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
-    "fp8-weight": Float8WeightOnlyConfig(),
 }
 # Every format in one model, by exact names and by patterns; shards of one fused layer differ, one is not quantized.
 MIXED = FqnToConfig(

@@ -146,7 +146,8 @@ def _(
     offsets: Tensor | None = None,
     config: int = -1,
 ) -> Tensor:
-    check_devices("aoq::mm", x, dict(zip(PARTS, parts, strict=False)) | {"bias": bias, "offsets": offsets})
+    given: dict[str, Tensor | None] = {**dict(zip(PARTS, parts, strict=False)), "bias": bias, "offsets": offsets}
+    check_devices("aoq::mm", x, given)
     torch._check_value(
         format in FORMATS, lambda: f"aoq::mm: format: expected one of {', '.join(FORMATS)}, got {format}"
     )

@@ -11,6 +11,7 @@ from aoq.tensors.int4 import (
     Int8Int4Tensor,
 )
 from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig, Int8Tensor, Int8WeightOnlyConfig
+from aoq.tensors.intx import Int8DynamicActivationIntxWeightConfig, IntxTensor, IntxWeightOnlyConfig
 
 __all__ = [
     "Float8DynamicActivationFloat8WeightConfig",
@@ -20,8 +21,11 @@ __all__ = [
     "Int4WeightOnlyConfig",
     "Int8DynamicActivationInt4WeightConfig",
     "Int8DynamicActivationInt8WeightConfig",
+    "Int8DynamicActivationIntxWeightConfig",
     "Int8Int4Tensor",
     "Int8Tensor",
     "Int8WeightOnlyConfig",
+    "IntxTensor",
+    "IntxWeightOnlyConfig",
     "QuantizedTensor",
 ]

@@ -13,7 +13,7 @@ from aoq.config import AOBaseConfig, Json, MappingType
 from aoq.ops.dtypes import dtype_name
 from aoq.ops.int4_mm import int4_mm
 from aoq.ops.int4_pack import int4_pack, packed_shape
-from aoq.ops.int4_quantize import int4_dequantize, int4_quantize
+from aoq.ops.int4_quantize import int4_dequantize, intx_quantize
 from aoq.ops.int4_unpack import int4_rows, int4_unpack
 from aoq.ops.int8_int4_mm import int8_int4_mm
 from aoq.tensors.base import check_act_mapping, check_scale_dtype, check_weight
@@ -108,12 +108,12 @@ def check_group_size(config: AOBaseConfig, group_size: int) -> None:
 
 
 def quantized_parts(
-    weight: Tensor, group_size: int, mapping: str, scale_dtype: torch.dtype | None = None
+    weight: Tensor, group_size: int, mapping: str, scale_dtype: torch.dtype | None = None, bits: int = 4
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The plain parts of an `Int4Tensor` from a weight [..., n, k]; raises as `Int4WeightOnlyConfig.quantize`."""
+    """The plain parts, `bits` a code, of a weight [..., n, k]; raises as `Int4WeightOnlyConfig.quantize`."""
     check_weight(weight)
     rows = weight.detach().reshape(-1, weight.shape[-1])
-    parts = int4_quantize(rows, group_size, mapping, scale_dtype)
+    parts = intx_quantize(rows, bits, group_size, mapping, scale_dtype)
     qdata, scale, zero_point = (part.unflatten(0, weight.shape[:-1]) for part in parts)
     narrow = scale.dtype is torch.float16 and weight.dtype is not torch.float16
     # The CPU's kernel has raised for weights that are not finite; CUDA's cannot, and makes their scales NaN.
