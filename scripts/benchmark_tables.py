@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aoq.bench.measure import WAYS
 from aoq.bench.report import (
     Spread,
     by_op,
@@ -23,14 +24,7 @@ from aoq.bench.report import (
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "benchmarks"
 BEGIN, END = "<!-- benchmarks: scripts/benchmark_tables.py -->\n", "<!-- end of benchmarks -->\n"
-KINDS = {
-    "int4_mm": "int4, x as given",
-    "int8_int4_mm": "int4, x to int8",
-    "int8_mm": "int8, x to int8",
-    "int8_weight_mm": "int8, x as given",
-    "fp8_mm": "fp8, x to fp8",
-    "fp8_weight_mm": "fp8, x as given",
-}
+KINDS = {op: way.title for op, way in WAYS.items()}
 
 # Further runs of `aoq bench`, by the names of their files: the page has a table of each one that there is.
 FURTHER = {

@@ -1,10 +1,14 @@
-"""The ops' kernels by ISA and CUDA architecture, read from csrc/ops/*/kernels*.inc. Run it to update README."""
+"""README's tables of formats, and of the ops' kernels by ISA and CUDA architecture. Run it to update README.
+
+Formats are those of the aoq that is installed; kernels are read from csrc/ops/*/kernels*.inc.
+"""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- support matrix: scripts/support_matrix.py -->\n", "<!-- end of support matrix -->\n"
+BEGIN_FORMATS, END_FORMATS = "<!-- formats: scripts/support_matrix.py -->\n", "<!-- end of formats -->\n"
 
 
 def lines(path: str, macro: str) -> list[tuple[str, ...]]:
@@ -65,9 +69,21 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def formats() -> str:
+    from aoq.tensors.formats import ways
+
+    rows = ["| weights | config | activations | `--config` |", "|---|---|---|---|"]
+    for way in ways():
+        title = f"{way.format.title} (HQQ too)" if "use_hqq" in way.config.OPTIONS else way.format.title
+        rows.append(f"| {title} | `{type(way.config).__name__}` | {way.config.ACTIVATIONS} | `{way.command}` |")
+    return "\n".join(rows) + "\n"
+
+
 def updated(readme: str) -> str:
-    before, rest = readme.split(BEGIN)
-    return before + BEGIN + table() + END + rest.split(END)[1]
+    for begin, made, end in ((BEGIN, table(), END), (BEGIN_FORMATS, formats(), END_FORMATS)):
+        before, rest = readme.split(begin)
+        readme = before + begin + made + end + rest.split(end)[1]
+    return readme
 
 
 if __name__ == "__main__":

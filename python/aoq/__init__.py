@@ -33,6 +33,7 @@ from aoq.tensors import (
     IntxWeightOnlyConfig,
     QuantizedTensor,
 )
+from aoq.tensors import exported as _exported
 from aoq.version import __version__ as __version__
 
 __all__ = [
@@ -69,6 +70,8 @@ __all__ = [
     "register_quantize_module_handler",
 ]
 
+globals().update(_exported)  # formats that are not named above
+__all__ += [name for name in _exported if name not in __all__]
 
 # transformers and diffusers know quant_method "aoq" from now on, whichever is imported first.
 aoq_autoload.register()

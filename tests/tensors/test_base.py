@@ -28,7 +28,7 @@ from aoq import (
 )
 from aoq.config import AOBaseConfig
 from aoq.ops import fp8_dequantize, fp8_quantize, int4_quantize, int8_dequantize, int8_quantize
-from aoq.tensors.formats import commands
+from aoq.tensors.formats import FORMATS, ways
 from aoq.tensors.module import weight_module
 
 SYMMETRIC, ASYMMETRIC = MappingType
@@ -36,9 +36,8 @@ INT4 = Int4WeightOnlyConfig(group_size=16)
 INT8 = Int8DynamicActivationInt8WeightConfig()
 # All that there are, in groups of 16 where there are groups, and variants of their tensors.
 CONFIGS = {
-    name: config.with_options(group_size=16) if "group_size" in config.OPTIONS else config
-    for name, config in commands().items()
-} | {
+    **{way.command: way.config for way in ways() if "group_size" not in way.config.OPTIONS},
+    **{way.command: way.config.with_options(group_size=16) for way in ways() if "group_size" in way.config.OPTIONS},
     "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(ASYMMETRIC),
     "fp8-weight": Float8WeightOnlyConfig(torch.float8_e5m2),
 }
@@ -336,6 +335,18 @@ def test_new_zeros_and_empty_like(config: AOBaseConfig) -> None:
     empty = torch.empty_like(w, device="meta", dtype=torch.bfloat16)
     assert empty.is_meta and empty.dtype == torch.bfloat16 and not empty.packed
     assert torch.empty_like(w).packed
+
+
+# ---- what formats say of themselves
+
+
+def test_a_weight_says_what_made_it(config: AOBaseConfig) -> None:
+    values = torch.randn(40, 72)
+    w = config.quantize(values)
+    assert same(w.config().quantize(values), w)
+    command = next(way.command for way in ways() if type(way.config) is type(config))
+    assert w.label == command + (f" g{w.group_size}" if hasattr(w, "group_size") else "")
+    assert w.format in FORMATS.values() and w.format.codes.name == "qdata"
 
 
 # ---- multiplying and looking up

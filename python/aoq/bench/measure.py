@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aoq.tensors.formats import ways
+
 from . import machine
 from .contender import Contender
 from .contenders import FILES, contenders_in
@@ -20,7 +22,8 @@ Json = dict[str, Any]
 
 SCHEMA = 1
 BASELINE = "bf16"  # the op of what everything is compared with
-OPS = ("int4_mm", "int8_int4_mm", "int8_mm", "int8_weight_mm", "fp8_mm", "fp8_weight_mm")
+WAYS = {way.op: way for way in ways()}
+OPS = tuple(WAYS)  # that contenders compete in
 START_SECONDS, PREPARE_SECONDS, TURN_SECONDS = 180.0, 300.0, 60.0  # then it hangs
 
 

@@ -12,14 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .measure import BASELINE, OPS
+from .measure import BASELINE, OPS, WAYS
 
 Json = dict[str, Any]
 
 # What an op multiplies, and so which instructions bound it: integers may also be multiplied as floats.
-KINDS: dict[str, tuple[str, ...]] = dict.fromkeys((BASELINE, *OPS), ("bf16", "f32"))
-KINDS |= dict.fromkeys(("int8_mm", "int8_int4_mm"), ("int8", "bf16", "f32"))
-GROUPED = ("int4_mm", "int8_int4_mm")  # weights of four bits, with scales for groups; of eight, per row
+FLOATS = ("bf16", "f32")
+KINDS = {BASELINE: FLOATS} | {op: ("int8", *FLOATS) if way.x == "int8" else FLOATS for op, way in WAYS.items()}
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,10 @@ def flops(case: Json) -> float:
 def least_bytes(op: str, case: Json) -> float:
     """What any implementation of the op reads and writes: the weight in its format, bf16 x and out."""
     m, n, k = (int(case[name]) for name in ("m", "n", "k"))
-    scales = 0 if op == BASELINE else n * -(-k // case["group_size"]) if op in GROUPED else n
-    bits = 16 if op == BASELINE else 4 if op in GROUPED else 8
+    bits, scales = 16, 0
+    if op != BASELINE:
+        bits = WAYS[op].format.bits
+        scales = n * -(-k // case["group_size"]) if bits < 8 else n  # those of eight bits have one a row
     return float(n * k * bits / 8 + 2 * scales + 2 * m * (n + k))
 
 
@@ -142,7 +143,7 @@ def tables(report: Json) -> Iterator[Table]:
             names = [*by_op(report, op), *by_op(report, BASELINE)]
             tried = {r["contender"] for case in cases for r in case["results"] if r["status"] != "unsupported"}
             names = [name for name in names if name in tried]
-            groups = f", group {group_size}" if op in GROUPED else ""
+            groups = f", group {group_size}" if op != BASELINE and WAYS[op].format.bits < 8 else ""
             table = Table(title=f"{op} {n}x{k}{groups}, ms", title_justify="left", box=SIMPLE_HEAD)
             table.add_column("m", justify="right")
             for name in names:

@@ -60,11 +60,46 @@ class WeightFormat:
         return {part.name: part for part in self.parts}
 
 
-def takers(option: str) -> dict[str, AOBaseConfig]:
-    """Those of `commands` that take an option, one of `AOBaseConfig.OPTIONS`."""
-    return {name: config for name, config in commands().items() if option in config.OPTIONS}
+@dataclass(frozen=True)
+class Way:
+    """A weight format, and what becomes of the activations that it is multiplied with: a config's name, an op.
+
+    command: the config's name on the command line.
+    config: with its defaults.
+    """
+
+    command: str
+    format: WeightFormat
+    config: AOBaseConfig
+
+    @functools.cached_property
+    def op(self) -> str:
+        """What multiplies."""
+        op: str = self.config.quantize(torch.empty(16, 16, device="meta")).mm_op  # type: ignore[attr-defined]
+        return op
+
+    @property
+    def x(self) -> str:
+        """What activations become: "given", "int8" or "fp8"."""
+        return self.config.ACTIVATIONS.removeprefix("as ").split()[0]
+
+    @property
+    def title(self) -> str:
+        """For tables: "int4, x to int8"."""
+        return f"{self.format.name.partition('_')[0]}, x {'as given' if self.x == 'given' else f'to {self.x}'}"
+
+
+def ways() -> list[Way]:
+    """Every way to multiply that has a name on the command line: integers first, the narrowest first."""
+    order = sorted(FORMATS.values(), key=lambda form: (not form.name.startswith("int"), form.bits))
+    return [Way(command, form, config) for form in order for command, config in form.configs.items()]
 
 
 def commands() -> dict[str, AOBaseConfig]:
     """Every config that has a name on the command line, with its defaults."""
-    return {name: config for form in FORMATS.values() for name, config in form.configs.items()}
+    return {way.command: way.config for way in ways()}
+
+
+def takers(option: str) -> dict[str, AOBaseConfig]:
+    """Those of `commands` that take an option, one of `AOBaseConfig.OPTIONS`."""
+    return {name: config for name, config in commands().items() if option in config.OPTIONS}

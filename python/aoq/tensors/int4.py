@@ -138,7 +138,7 @@ def floats(parts: Sequence[Any], group: int, k: int, dtype: torch.dtype) -> Tens
 
 INT4 = WeightFormat(
     "int4",
-    "int4 groupwise, symmetric, float zero points or HQQ",
+    "int4 groupwise, symmetric or with float zero points",
     (
         Codes("qdata", 4, lambda codes, k: int4_pack(codes.contiguous(), k), int4_unpack, int4_rows, packed_shape),
         PerGroup("scale"),

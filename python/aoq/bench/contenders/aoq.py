@@ -1,12 +1,16 @@
-"""aoq's own matmuls, through F.linear on the tensors that its configs make by default."""
+"""aoq's own matmuls, through F.linear on the tensors that its configs make by default: one for each way there is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+import aoq
+from aoq.tensors.formats import Way, ways
 
 from ..contender import Contender, Problem, Selects
 
@@ -15,9 +19,11 @@ class _Aoq(Contender):
     package = "aoq"
     models = True
     devices = ("cpu", "cuda")
+    way: Way
 
     def config(self, group_size: int) -> Any:
-        raise NotImplementedError
+        config = self.way.config
+        return config.with_options(group_size=group_size) if "group_size" in config.OPTIONS else config
 
     def weight(self, problem: Problem) -> tuple[Any, Tensor]:
         quantized = self.config(problem.group_size).quantize(problem.w)
@@ -27,94 +33,24 @@ class _Aoq(Contender):
         return weight.unpack().pack()  # as a model's weights are made, on huge pages
 
     def exact(self, plain: Any) -> Tensor:
-        """Decoded here, not by aoq: low nibbles are even k."""
-        codes = torch.stack((plain.qdata & 15, plain.qdata >> 4), -1).flatten(1).float()
-        zero = torch.full_like(plain.scale, 8) if plain.zero_point is None else plain.zero_point
-        scale, zero = (part.float().repeat_interleave(plain.group_size, 1) for part in (plain.scale, zero))
-        exact: Tensor = (codes - zero[:, : codes.shape[1]]) * scale[:, : codes.shape[1]]
+        """Decoded here, not by aoq."""
+        bits, k = self.way.format.bits, plain.shape[-1]
+        if bits == 8:
+            whole: Tensor = plain.qdata.float() * plain.scale.float()
+            return whole
+        # Code i of a row is bits [i * bits, (i + 1) * bits) of it, the lowest first.
+        stream = torch.stack([plain.qdata >> bit & 1 for bit in range(8)], -1).flatten(1)[:, : k * bits]
+        codes = sum(stream[:, bit::bits].float() * 2**bit for bit in range(bits))
+        zero = torch.full_like(plain.scale, 2 ** (bits - 1)) if plain.zero_point is None else plain.zero_point
+        scale, zero = (part.float().repeat_interleave(plain.group_size, 1)[:, :k] for part in (plain.scale, zero))
+        exact: Tensor = (codes - zero) * scale
         return exact
 
     def multiply(self, x: Tensor, weight: Any) -> Tensor:
         return linear(x, weight)
 
     def quantize_model(self, model: torch.nn.Module, selects: Selects, group_size: int) -> None:
-        import aoq
-
         aoq.quantize_(model, self.config(group_size), selects, progress=False)
-
-
-class AoqInt4(_Aoq):
-    name = "aoq int4"
-    op = "int4_mm"
-
-    def config(self, group_size: int) -> Any:
-        import aoq
-
-        return aoq.Int4WeightOnlyConfig(group_size)
-
-
-class AoqInt8Int4(_Aoq):
-    name = "aoq int8-int4"
-    op = "int8_int4_mm"
-    x_half_steps = 1
-    w_rounded = False
-
-    def config(self, group_size: int) -> Any:
-        import aoq
-
-        return aoq.Int8DynamicActivationInt4WeightConfig(group_size)
-
-
-class _Aoq8(_Aoq):
-    """Weights with a scale per row, whose codes are floats or integers already."""
-
-    w_rounded = False
-
-    def exact(self, plain: Any) -> Tensor:
-        exact: Tensor = plain.qdata.float() * plain.scale.float()
-        return exact
-
-
-class AoqInt8(_Aoq8):
-    name = "aoq int8"
-    op = "int8_mm"
-    x_half_steps = 1
-
-    def config(self, group_size: int) -> Any:
-        import aoq
-
-        return aoq.Int8DynamicActivationInt8WeightConfig()
-
-
-class AoqInt8Weight(_Aoq8):
-    name = "aoq int8 weight"
-    op = "int8_weight_mm"
-
-    def config(self, group_size: int) -> Any:
-        import aoq
-
-        return aoq.Int8WeightOnlyConfig()
-
-
-class AoqFp8(_Aoq8):
-    name = "aoq fp8"
-    op = "fp8_mm"
-    x_relative = 2**-4
-
-    def config(self, group_size: int) -> Any:
-        import aoq
-
-        return aoq.Float8DynamicActivationFloat8WeightConfig(granularity=aoq.PerRow())
-
-
-class AoqFp8Weight(_Aoq8):
-    name = "aoq fp8 weight"
-    op = "fp8_weight_mm"
-
-    def config(self, group_size: int) -> Any:
-        import aoq
-
-        return aoq.Float8WeightOnlyConfig()
 
 
 class _Int8Head(_Aoq):
@@ -123,16 +59,33 @@ class _Int8Head(_Aoq):
     matmuls = False
 
     def quantize_model(self, model: Any, selects: Selects, group_size: int) -> None:
-        import aoq
         from aoq.integrations.transformers import with_embedding
 
         config = with_embedding(model, self.config(group_size), aoq.Int8WeightOnlyConfig())
         aoq.quantize_(model, config, progress=False)
 
 
-class AoqInt4Int8Head(_Int8Head, AoqInt4):
-    name = "aoq int4, int8 head"
+def _contenders() -> Iterator[type[_Aoq]]:
+    """AoqInt4, AoqInt8Int4, ..., and AoqInt4Int8Head, ... of codes that are narrower than the head's."""
+    narrow: list[type[_Aoq]] = []
+    for way in ways():
+        fields = {
+            "__module__": __name__,
+            "way": way,
+            "name": f"aoq {way.command.replace('-weight', ' weight')}",
+            "op": way.op,
+            "x_half_steps": float(way.x == "int8"),
+            "x_relative": 2**-4 if way.x == "fp8" else 0,
+            # Codes of 8 bits, and those that meet integers, are multiplied before they are scaled.
+            "w_rounded": way.format.bits < 8 and way.x == "given",
+        }
+        made = type(f"Aoq{''.join(map(str.capitalize, way.command.split('-')))}", (_Aoq,), fields)
+        yield made
+        if way.format.bits < 8:
+            narrow.append(made)
+    for made in narrow:
+        fields = {"__module__": __name__, "name": f"{made.name}, int8 head"}
+        yield type(f"{made.__name__}Int8Head", (_Int8Head, made), fields)
 
 
-class AoqInt8Int4Int8Head(_Int8Head, AoqInt8Int4):
-    name = "aoq int8-int4, int8 head"
+globals().update({made.__name__: made for made in _contenders()})
