@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from aoq.bench import command, measure
 from aoq.bench.contenders import contenders_in
 from aoq.cli import app
+from aoq.tensors.formats import ways
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "2"}
 
@@ -36,7 +37,8 @@ def test_end_to_end(tmp_path, monkeypatch):
         assert report["machine"][key]
     assert report["machine"]["aoq"].keys() >= {"version", "isa", "isas", "compiler"}
     names = [contender["name"] for contender in report["contenders"]]
-    ours = ["aoq int4", "aoq int8-int4", "aoq int8", "aoq int8 weight", "aoq fp8", "aoq fp8 weight"]
+    ours = [f"aoq {way.command.replace('-weight', ' weight')}" for way in ways()]
+    assert {"aoq int4", "aoq int8-int4", "aoq int8 weight"} <= set(ours)
     assert names == [*ours, "torch bf16", "ATen int4", "ATen int8 weight"]
     assert len(report["cases"]) == 4
     for case in report["cases"]:
@@ -89,9 +91,9 @@ main()
         (["--m", "1,x"], "--m: expected positive numbers such as 1,4,16, got '1,x'"),
         (
             ["--op", "int5_mm"],
-            "--op: expected one of int4_mm, int8_int4_mm, int8_mm, int8_weight_mm, fp8_mm, fp8_weight_mm, got int5_mm",
+            f"--op: expected one of {', '.join(way.op for way in ways())}, got int5_mm",
         ),
-        (["--only", "tensorflow"], "--only: expected part of one of aoq int4"),
+        (["--only", "tensorflow"], "--only: expected part of one of aoq int"),
         (["--model", "/no/such/model"], "--model: /no/such/model has no config.json"),
         (["--random-model", "gpt-9"], "--random-model: expected one of smollm2-135m"),
         (["--json", "/proc/none/bench.json"], "/proc/none"),
