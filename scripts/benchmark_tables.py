@@ -1,4 +1,4 @@
-"""README's benchmark tables and docs/benchmarks/README.md, from the JSON of `make bench`. Run it to update them."""
+"""README's table of models and docs/benchmarks/README.md, from the JSON of `make bench`. Run it to update them."""
 
 from __future__ import annotations
 
@@ -118,23 +118,29 @@ def peers_table(report: Json) -> str:
     return f"How many times faster than the best peer of the same kind{over}:\n\n{markdown(heading, rows)}"
 
 
+# README's table: of each model bf16 and these.
+BRIEF = ("aoq int4, int8 head", "aoq int8-int4, int8 head", "aoq int8")
+
+
 def models_table(report: Json, whole: bool = False) -> str:
-    """Whole models: memory and tokens a second; if `whole`, also the peak of memory and the time to the first token."""
+    """Whole models: memory and tokens a second; if `whole`, all contenders, peak memory and the time to the first token."""
     rows = []
     for model in report["models"]:
+        known = [result["contender"] for result in model["results"]]
+        brief = BRIEF if set(BRIEF) & set(known) else known
         for result in model["results"]:
             found = model_figures(report, model, result)
-            if found is None:
+            base = result is model["results"][0]
+            if found is None or not (whole or base or result["contender"] in brief):
                 continue
             prefill = f"{model['prompt'] / found.first.median:,.0f}" + brackets(found.first_vs_bf16)
             decode = f"{1 / found.next.median:.1f}" + brackets(found.next_vs_bf16)
             name = model["name"] + ", random" * model["random"] + ", compiled" * model["compiled"]
-            first = result is model["results"][0]
             memory, start = [f"{result['bytes'] / 1e6:,.0f}"], []
             if whole:
                 memory.append(f"{result['peak'] / 1e6:,.0f}")
                 start.append(f"{1e3 * found.first.median:,.0f}")
-            rows.append([name if first else "", result["contender"], *memory, *start, prefill, decode])
+            rows.append([name if base else "", result["contender"], *memory, *start, prefill, decode])
     model = report["models"][0]
     speeds = [f"reading {model['prompt']} tokens, tokens/s", "writing, tokens/s"]
     more = ["peak MB of the process", "ms to the first token"] if whole else []
@@ -160,16 +166,19 @@ def conditions(report: Json) -> str:
 
 def readme_part(report: Json, models: Json) -> str:
     return (
-        f"{main_table(report)}\nThrough `F.linear` on bf16 x, cold weights; in brackets the speed-up over bf16. "
-        f"{conditions(report)}\n\n{peers_table(report)}\n{models_table(models)}\n"
-        "`make bench` measures all this anew and writes these tables; "
-        "[docs/benchmarks](docs/benchmarks/README.md) has every shape, the spreads and the rooflines.\n"
+        f"{models_table(models)}\nTransformers, eager or compiled; in brackets the speed-up over bf16. "
+        f"{conditions(report)}\n`make bench` measures this anew and writes the table; "
+        "[docs/benchmarks](docs/benchmarks/README.md) has matmuls beside every peer, other models and shapes, and the "
+        "machine's limits.\n"
     )
 
 
 def page(report: Json, models: Json, further: dict[str, Json] | None = None) -> str:
     """Everything, for docs/benchmarks; `further` by the names in `FURTHER`."""
-    text = f"{INTRODUCTION}\n{conditions(report)}\n"
+    text = (
+        f"{INTRODUCTION}\n{conditions(report)}\n\n## In short\n\n{main_table(report)}\n"
+        f"Through `F.linear` on bf16 x, cold weights; in brackets the speed-up over bf16.\n\n{peers_table(report)}"
+    )
     for n, k, group_size in shapes(report):
         picture = FOLDER / (f"cpu-{n}x{k}.png" if len(shapes(report)) > 1 else "cpu.png")
         text += f"\n## {n}x{k}, group {group_size}\n\n![roofline]({picture.name})\n"

@@ -1,4 +1,4 @@
-"""README's tables of formats, and of the ops' kernels by ISA and CUDA architecture. Run it to update README.
+"""README's tables of formats, and of the ops' kernels by ISA and CUDA architecture. Run it to update them.
 
 Formats are those of the aoq that is installed; kernels are read from csrc/ops/*/kernels*.inc.
 """
@@ -79,13 +79,21 @@ def formats() -> str:
     return "\n".join(rows) + "\n"
 
 
-def updated(readme: str) -> str:
-    for begin, made, end in ((BEGIN, table(), END), (BEGIN_FORMATS, formats(), END_FORMATS)):
-        before, rest = readme.split(begin)
-        readme = before + begin + made + end + rest.split(end)[1]
-    return readme
+def updated(text: str, begin: str, made: str, end: str) -> str:
+    """A page with the part between the markers made anew."""
+    before, rest = text.split(begin)
+    return before + begin + made + end + rest.split(end)[1]
+
+
+def pages() -> dict[Path, str]:
+    """README and the page of kernels, as they have to be."""
+    readme, page = ROOT / "README.md", ROOT / "docs/kernels/README.md"
+    return {
+        readme: updated(readme.read_text(), BEGIN_FORMATS, formats(), END_FORMATS),
+        page: updated(page.read_text(), BEGIN, table(), END),
+    }
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(updated(path.read_text()))
+    for path, text in pages().items():
+        path.write_text(text)
