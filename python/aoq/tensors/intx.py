@@ -227,7 +227,7 @@ def format_of(name: str, dtype: torch.dtype, bits: int) -> WeightFormat:
         name: IntxWeightOnlyConfig(dtype, PerGroup(64), MappingType.ASYMMETRIC),
         f"int8-{name}": Int8DynamicActivationIntxWeightConfig(dtype, PerGroup(64), MappingType.ASYMMETRIC),
     }
-    title = f"{name} groupwise, symmetric, float zero points or HQQ"
+    title = f"{name} groupwise, symmetric or with float zero points"
     return WeightFormat(name, title, (codes, *scales, RowSums("w_sum", partial(row_sums, name))), floats, configs)
 
 
