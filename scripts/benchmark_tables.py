@@ -123,7 +123,7 @@ BRIEF = ("aoq int4, int8 head", "aoq int8-int4, int8 head", "aoq int8")
 
 
 def models_table(report: Json, whole: bool = False) -> str:
-    """Whole models: memory, tokens a second; if `whole`, all contenders, peak memory and the time to the first token."""
+    """Whole models: memory, tokens a second. If `whole`: all contenders, peak memory, time to the first token."""
     rows = []
     for model in report["models"]:
         known = [result["contender"] for result in model["results"]]
