@@ -36,31 +36,28 @@ from aoq import (
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
-    Int8WeightOnlyConfig,
     MappingType,
     PerRow,
     PerTensor,
     QuantizedTensor,
 )
+from aoq.tensors.formats import ways
 
 HERE = Path(__file__).parent
 SYMMETRIC, ASYMMETRIC = MappingType
 
+# Every format there is, and variants of some.
 FORMATS: dict[str, AOBaseConfig] = {
-    "int4": Int4WeightOnlyConfig(32),
+    **{way.command: way.config for way in ways()},
+    **{way.command: way.config.with_options(group_size=32) for way in ways() if "group_size" in way.config.OPTIONS},
     "int4-symmetric": Int4WeightOnlyConfig(16, mapping_type=SYMMETRIC, scale_dtype=torch.float32),
     "int4-hqq": Int4WeightOnlyConfig(32, use_hqq=True),
-    "int8-int4": Int8DynamicActivationInt4WeightConfig(32),
     "int8-int4-asymmetric": Int8DynamicActivationInt4WeightConfig(16, ASYMMETRIC, SYMMETRIC),
-    "int8": Int8DynamicActivationInt8WeightConfig(),
     "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(ASYMMETRIC, scale_dtype=torch.float32),
-    "int8-weight": Int8WeightOnlyConfig(),
-    "fp8": Float8DynamicActivationFloat8WeightConfig(activation_value_ub=3.0),
-    "fp8-row": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+    "fp8-tensor": Float8DynamicActivationFloat8WeightConfig(activation_value_ub=3.0),
     "fp8-e5m2": Float8DynamicActivationFloat8WeightConfig(
         torch.float8_e4m3fn, torch.float8_e5m2, [PerTensor(), PerRow()]
     ),
-    "fp8-weight": Float8WeightOnlyConfig(),
     "fp8-weight-e5m2": Float8WeightOnlyConfig(torch.float8_e5m2, PerTensor()),
 }
 
@@ -68,7 +65,7 @@ MIXED = FqnToConfig(
     {
         "model.layers.0.mlp.down_proj": FORMATS["int8-asymmetric"],
         "re:.*mlp.*": FORMATS["int4-symmetric"],
-        "re:.*self_attn.k_proj": FORMATS["fp8-row"],
+        "re:.*self_attn.k_proj": FORMATS["fp8"],
         "model.layers.0.self_attn.o_proj": None,
         "model.embed_tokens": FORMATS["int8-weight"],
         "lm_head": FORMATS["int8-int4"],

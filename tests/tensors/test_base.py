@@ -715,7 +715,7 @@ def test_export(strict: bool, dynamic: bool, config: AOBaseConfig) -> None:
     layers = model(config)
     shapes = ({0: torch.export.Dim("rows")},) if dynamic else None
     program = torch.export.export(layers, (X,), dynamic_shapes=shapes, strict=strict)
-    op = getattr(torch.ops.aoq, layers[0].weight.mm_op, torch.ops.aoq.mm).default  # formats without an op of their own
+    op = getattr(torch.ops.aoq, layers[0].weight.torch_op).default
     assert sum(node.target is op for node in program.graph.nodes) == 2
     x = torch.randn(7, 72) if dynamic else X
     torch.testing.assert_close(program.module()(x), layers(x))

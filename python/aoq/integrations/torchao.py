@@ -95,7 +95,7 @@ def _has_kernels(config: AOBaseConfig, weight: Tensor) -> bool:
     """Whether aoq multiplies by such weights on the device of `weight`."""
     if weight.device.type in ("cpu", "meta"):
         return True
-    op = getattr(config.quantize(torch.empty_like(weight, device="meta")), "mm_op", "")
+    op = getattr(config.quantize(torch.empty_like(weight, device="meta")), "torch_op", "")
     has: bool = torch._C._dispatch_has_kernel_for_dispatch_key(f"aoq::{op}", weight.device.type.upper())
     return has
 

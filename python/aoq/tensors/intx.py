@@ -31,15 +31,14 @@ from aoq.tensors.parts import PerGroup as PartPerGroup
 # Widths that have a format of their own; of 4 and 8 bits there are Int4Tensor and Int8Tensor.
 INT4_DTYPE: torch.dtype = torch.int4  # type: ignore[attr-defined]
 WIDTHS = {getattr(torch, name): form.bits for name, form in FORMATS.items() if form.grouped and form.bits != 4}
+DTYPES = [getattr(torch, f"int{bits}") for bits in range(1, 9)]
 PER_ROW = (PerRow(), PerAxis(0))
 
 
 def check_weight_dtype(config: AOBaseConfig, dtype: torch.dtype) -> None:
-    """Raises ValueError unless weights of `dtype` have kernels."""
-    known = sorted((*WIDTHS, INT4_DTYPE, torch.int8), key=str)
-    if dtype not in known:
-        names = ", ".join(map(dtype_name, known))
-        raise ValueError(f"{type(config).__name__}.weight_dtype: expected one of {names}, got {dtype}")
+    """Raises ValueError unless `dtype` is a width of integers; where files are read it need not have kernels."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{type(config).__name__}.weight_dtype: expected torch.int1 to torch.int8, got {dtype}")
 
 
 def group_of(config: AOBaseConfig, name: str, granularity: Granularity) -> int | None:
@@ -53,6 +52,13 @@ def group_of(config: AOBaseConfig, name: str, granularity: Granularity) -> int |
     return granularity.group_size
 
 
+def check_int8(config: AOBaseConfig, group: int | None, mapping: MappingType) -> None:
+    """Raises ValueError for what int8 weights have no kernels for yet."""
+    if group or mapping is not MappingType.SYMMETRIC:
+        got = f"{f'PerGroup({group})' if group else 'PerAxis(0)'} and {mapping.name}"
+        raise ValueError(f"{type(config).__name__}: int8: expected PerAxis(0) and SYMMETRIC, got {got}")
+
+
 def quantized(
     weight: Tensor,
     dtype: torch.dtype,
@@ -61,7 +67,10 @@ def quantized(
     scale_dtype: torch.dtype | None,
     act_mapping: str | None,
 ) -> IntxTensor:
-    """The weight as an `IntxTensor` in its device's layout."""
+    """The weight as an `IntxTensor` in its device's layout; ValueError where there are no kernels for `dtype`."""
+    if dtype not in WIDTHS:
+        known = ", ".join(sorted(map(dtype_name, (*WIDTHS, INT4_DTYPE, torch.int8))))
+        raise ValueError(f"weight_dtype: expected one with kernels, {known}, got {dtype_name(dtype)}")
     size, bits = group or weight.shape[-1], WIDTHS[dtype]
     parts = int4.quantized_parts(weight, size, mapping, scale_dtype, bits)
     attrs = (size, "plain", bits, act_mapping)
@@ -92,9 +101,8 @@ class IntxWeightOnlyConfig(AOBaseConfig):
         self.check_types(weight_dtype=torch.dtype, mapping_type=MappingType, intx_choose_qparams_algorithm=str)
         check_weight_dtype(self, self.weight_dtype)
         check_scale_dtype(self, self.scale_dtype)
-        group, algorithm = group_of(self, "granularity", self.granularity), self.intx_choose_qparams_algorithm
-        if self.weight_dtype == torch.int8 and (group or self.mapping_type is not MappingType.SYMMETRIC):
-            raise ValueError(f"{type(self).__name__}: expected int8 weights symmetric and with a scale per row")
+        group_of(self, "granularity", self.granularity)
+        algorithm = self.intx_choose_qparams_algorithm
         if algorithm not in ("affine", "hqq"):
             name = f"{type(self).__name__}.intx_choose_qparams_algorithm"
             raise ValueError(f"{name}: expected 'affine' or 'hqq', got {algorithm!r}")
@@ -133,6 +141,7 @@ class IntxWeightOnlyConfig(AOBaseConfig):
         """
         group, hqq = group_of(self, "granularity", self.granularity), self.intx_choose_qparams_algorithm == "hqq"
         if self.weight_dtype == torch.int8:
+            check_int8(self, group, self.mapping_type)
             return int8.Int8WeightOnlyConfig(scale_dtype=self.scale_dtype).quantize(weight)
         if self.weight_dtype == INT4_DTYPE:
             size = group or max(weight.shape[-1], 8)
@@ -180,8 +189,7 @@ class Int8DynamicActivationIntxWeightConfig(AOBaseConfig):
         """The weight [..., n, k] in its device's layout; raises as `IntxWeightOnlyConfig.quantize`."""
         group, mapping = group_of(self, "weight_granularity", self.weight_granularity), self.weight_mapping_type
         if self.weight_dtype == torch.int8:
-            if group or mapping is not MappingType.SYMMETRIC:
-                raise ValueError(f"{type(self).__name__}: expected int8 weights symmetric and with a scale per row")
+            check_int8(self, group, mapping)
             both = int8.Int8DynamicActivationInt8WeightConfig(
                 self.act_mapping_type, scale_dtype=self.weight_scale_dtype
             )
@@ -247,6 +255,10 @@ class IntxWeight(GroupedWeight):
     @property
     def format(self) -> WeightFormat:  # type: ignore[override]
         return BY_BITS[self.bits]
+
+    @property
+    def torch_op(self) -> str:
+        return "mm"
 
     @property
     def x_as(self) -> str:

@@ -40,7 +40,7 @@ class PackedWeight:
     """
 
     format: WeightFormat
-    mm_op: str  # what multiplies
+    mm_op: str  # what multiplies, by the name that its kernels have
     tensors: ClassVar[tuple[str, ...]]  # the parts of the format that there are
     attrs: ClassVar[tuple[str, ...]]
     packing: str  # one of `attrs`
@@ -58,6 +58,11 @@ class PackedWeight:
     def config(self) -> AOBaseConfig:
         """The config that makes weights like this one."""
         raise NotImplementedError
+
+    @property
+    def torch_op(self) -> str:
+        """The op of `torch.ops.aoq` that runs it."""
+        return self.mm_op
 
     @property
     def command(self) -> str:
