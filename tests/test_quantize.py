@@ -1,8 +1,12 @@
+import copy
 import gc
 import itertools
+import logging
 import os
+import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -80,7 +84,8 @@ def test_all_linears_by_default() -> None:
     assert all(weight.config is CONFIG for weight in report.quantized)
     reasons = {weight.fqn: weight.reason for weight in report.skipped}
     assert reasons["blocks.0.norm.weight"] == "a norm" and reasons["blocks.0.up.bias"] == "a bias"
-    assert reasons["embed.weight"] == reasons["blocks.0.experts"] == "neither a linear's weight nor named"
+    assert reasons["embed.weight"] == "an embedding that is not named"
+    assert reasons["blocks.0.experts"] == "neither a linear's weight nor named"
     assert not any(weight.wanted for weight in report.skipped)
     assert "quantized 5 weights" in str(report) and "left 6 as they are: a bias" in str(report)
     assert (model(IDS) - out).norm() < 0.2 * out.norm()
@@ -248,6 +253,44 @@ def test_shared_modules() -> None:
     model.append(model[0])
     report = quantize_(model, FqnToConfig({"1": CONFIG}))
     assert [weight.fqns for weight in report.quantized] == [("0.weight", "1.weight")]
+
+
+# ---- what it says
+
+
+def test_the_report_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aoq")
+    report = quantize_(Model(), CONFIG)
+    assert [record.message for record in caplog.records] == ["; ".join(str(report).splitlines())]
+
+
+def test_little_is_quantized(caplog: pytest.LogCaptureFixture) -> None:
+    """Which is said where most of what could be quantized is neither a linear nor named."""
+    model = Model()
+    model.table = nn.Parameter(torch.zeros(100, 100))
+    quantize_(model, CONFIG)
+    assert "only 29% of the weights are quantized: 3 others" in caplog.text and "such as table; a Fqn" in caplog.text
+    caplog.clear()
+    quantize_(nn.Sequential(nn.Conv2d(16, 16, 3), nn.Linear(16, 16)), CONFIG)
+    assert "1 others are a convolution, such as 0.weight" in caplog.text and "Fqn" not in caplog.text
+    caplog.clear()
+    quantize_(Model(), CONFIG, lambda module, fqn: fqn == "head")  # as asked
+    assert not caplog.text
+
+
+def test_modules_say_what_they_hold() -> None:
+    model = Model()
+    before = str(model)
+    quantize_(model, CONFIG)
+    bits = f"{model.blocks[0].up.weight.bits_per_weight:.2f}"
+    text = f"(up): Linear(in_features=32, out_features=48, bias=True, weight=Int4Tensor, {bits} bits)"
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert str(each).count(text) == 1  # of two alike
+    alive = weakref.ref(model)
+    dequantize_(model)
+    assert str(model) == before
+    del model, each
+    assert alive() is None  # without waiting for the garbage collector
 
 
 # ---- errors

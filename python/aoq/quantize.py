@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import re
+import sys
+import weakref
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,8 @@ from aoq.ops.dtypes import FLOAT_DTYPES
 from aoq.progress import track
 from aoq.tensors.base import QuantizedTensor
 
+logger = logging.getLogger("aoq")
+
 Config = TypeVar("Config", bound=AOBaseConfig)
 FilterFn = Callable[[nn.Module, str], bool]
 Handler = Callable[[nn.Module, Config], nn.Module]
@@ -25,6 +31,8 @@ Handler = Callable[[nn.Module, Config], nn.Module]
 _HANDLERS: dict[type[AOBaseConfig], Handler[AOBaseConfig]] = {}
 
 LEFT_OUT = "filter_fn leaves it out"
+UNMATCHED = "neither a linear's weight nor named"
+A_CONVOLUTION = "a convolution"
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class SkippedWeight:
     fqn: str
     reason: str
     wanted: bool
+    numel: int = 0
 
 
 @dataclass
@@ -80,6 +89,26 @@ class QuantizeReport:
         lines += [f"left {count} as they are: {reason}" for reason, count in reasons.most_common()]
         return "\n".join(lines)
 
+    def log(self, chosen: bool = False) -> None:
+        """Writes the report to the log "aoq" as one line, and a warning if little is quantized and that was not `chosen`.
+
+        Little is less than half of the weights, but for embeddings, that nothing was said about.
+        """
+        logger.info("%s", "; ".join(str(self).splitlines()))
+        quantized = sum(weight.numel for weight in self.quantized)
+        left = [weight for weight in self.skipped if weight.reason in (UNMATCHED, A_CONVOLUTION)]
+        if chosen or sum(weight.numel for weight in left) <= quantized:
+            return
+        largest = max(left, key=lambda weight: weight.numel)
+        logger.warning(
+            "only %.0f%% of the weights are quantized: %d others are %s, such as %s%s",
+            100 * quantized / (quantized + sum(weight.numel for weight in self.skipped)),
+            len(left),
+            " or ".join(sorted({weight.reason for weight in left})),
+            largest.fqn,
+            "" if largest.reason == A_CONVOLUTION else "; a FqnToConfig reaches them by their names",
+        )
+
 
 def quantize_(
     model: nn.Module,
@@ -92,7 +121,8 @@ def quantize_(
 ) -> QuantizeReport:
     """Quantizes the weights of `model` in place, one at a time, in the order of their names.
 
-    By default the weights of all `nn.Linear`; `FqnToConfig` also reaches embeddings and 3-D parameters by name.
+    By default the weights of all linears, which are `nn.Linear` and transformers' `Conv1D`; `FqnToConfig` also reaches
+    embeddings and 3-D parameters by name.
     Each weight is replaced before the next is touched, so memory stays under that of the model plus one layer.
     A weight with several names (tied) keeps them: it is quantized for all of them or, if some of its names are
     not selected and none is named in a `FqnToConfig`, skipped. A rule of None for one of them unties it.
@@ -130,7 +160,80 @@ def quantize_(
         report.quantized.append(_quantize_step(model, step, device))
     if device is not None:
         model.to(device)
+    show_quantized(model)
+    _tell_transformers(model, report)
+    report.log(chosen=filter_fn is not None)
     return report
+
+
+def _tell_transformers(model: nn.Module, report: QuantizeReport) -> None:
+    """Lets `save_pretrained` know how to save `model`, if it is one of transformers'."""
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if modeling is not None and isinstance(model, modeling.PreTrainedModel):
+        integration = importlib.import_module("aoq.integrations.transformers")
+        integration.attach(model, {fqn: weight.config for weight in report.quantized for fqn in weight.fqns})
+
+
+def report_loaded(model: nn.Module, configs: Mapping[str, AOBaseConfig], left: list[SkippedWeight]) -> QuantizeReport:
+    """The report on a model that was quantized while it was loaded, by `configs`, but for `left`."""
+    quantized: dict[int, QuantizedWeight] = {}
+    for name, w in model.named_parameters(remove_duplicate=False):
+        if isinstance(w, QuantizedTensor):
+            names = (*quantized[id(w)].fqns, name) if id(w) in quantized else (name,)
+            quantized[id(w)] = QuantizedWeight(names, configs[name], w.numel(), w.numel() * w.dtype.itemsize, w.nbytes)
+    return QuantizeReport(list(quantized.values()), left)
+
+
+def show_quantized(model: nn.Module) -> None:
+    """Makes the modules of `model` that have quantized parameters say so when they are printed."""
+    for module in model.modules():
+        if any(isinstance(param, QuantizedTensor) for param in module._parameters.values()):
+            module.extra_repr = _ExtraRepr(module)  # type: ignore[method-assign]
+
+
+class _ExtraRepr:
+    """What a module says between its brackets. It does not keep the module, and so its weights, alive."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = weakref.ref(module)
+
+    def __call__(self) -> str:
+        module = self.module()
+        if module is None:
+            return ""
+        texts = [type(module).extra_repr(module)]
+        for name, w in module._parameters.items():
+            if isinstance(w, QuantizedTensor):
+                texts.append(f"{name}={type(w).__name__}, {w.bits_per_weight:.2f} bits")
+        return ", ".join(filter(None, texts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ExtraRepr, (self.module(),)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` multiplies by its weight and does nothing else."""
+    return isinstance(module, nn.Linear) or _is_conv1d(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether `module` is GPT-2's linear, whose weight is [k, n]."""
+    return any(
+        (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D") for kind in type(module).__mro__
+    )
+
+
+def quantize_weight(config: AOBaseConfig, weight: Tensor, module: nn.Module) -> QuantizedTensor:
+    """`weight` of `module`, quantized in groups of what is multiplied with each other, and of the same shape.
+
+    A weight [..., k, n] becomes the transpose of a quantized [..., n, k].
+    """
+    # Experts of transformers say so of themselves.
+    if (_is_conv1d(module) and weight.dim() == 2) or (
+        getattr(module, "is_transposed", False) is True and weight.dim() == 3
+    ):
+        return config.quantize(weight.transpose(-1, -2).contiguous()).transpose(-1, -2)  # type: ignore[return-value]
+    return config.quantize(weight)
 
 
 def dequantize_(model: nn.Module) -> None:
@@ -142,6 +245,11 @@ def dequantize_(model: nn.Module) -> None:
                 if id(param) not in plain:
                     plain[id(param)] = nn.Parameter(param.dequantize(), requires_grad=False)
                 setattr(module, name, plain[id(param)])
+        if isinstance(vars(module).get("extra_repr"), _ExtraRepr):
+            del module.extra_repr
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if type(quantizer).__module__ == "aoq.integrations.transformers":
+        quantizer.remove_quantization_config(model)
 
 
 def register_quantize_module_handler(
@@ -173,6 +281,7 @@ class _Candidate:
     reason: str = ""  # why not, if there is no config
     named: bool = False  # by a rule, not by a default or a filter
     wanted: bool = False
+    numel: int = 0
 
     @property
     def fqn(self) -> str:
@@ -207,16 +316,17 @@ def plan(model: nn.Module, config: AOBaseConfig, filter_fn: FilterFn | None) -> 
     for owners in names.values():
         steps += _agree(owners)
     skipped = [owner for owners in names.values() for owner in owners if owner.config is None] + missing
-    return steps, [SkippedWeight(owner.fqn, owner.reason, owner.wanted) for owner in skipped]
+    return steps, [SkippedWeight(owner.fqn, owner.reason, owner.wanted, owner.numel) for owner in skipped]
 
 
 def _decide(candidate: _Candidate, param: Tensor, config: AOBaseConfig, filter_fn: FilterFn | None) -> None:
     """Sets the candidate's config, or the reason why it has none."""
     module, name = candidate.module, candidate.name
-    is_linear = isinstance(module, nn.Linear) and name == "weight"
+    linear = is_linear(module) and name == "weight"
+    candidate.numel = 0 if is_lazy(param) else param.numel()
     chosen: AOBaseConfig | None = None
     if isinstance(config, FqnToConfig):
-        key = config.find(candidate.module_fqn, name, is_linear)
+        key = config.find(candidate.module_fqn, name, linear)
         candidate.named = key not in (None, "_default")
         if key is not None:
             chosen = config.fqn_to_config[key]
@@ -224,14 +334,15 @@ def _decide(candidate: _Candidate, param: Tensor, config: AOBaseConfig, filter_f
         exact = candidate.named and not str(key).startswith("re:")
     else:
         exact = False
-        selects = is_linear if filter_fn is None else filter_fn(module, candidate.module_fqn)
-        if name == "weight" and isinstance(module, (nn.Linear, nn.Embedding)):
+        selects = linear if filter_fn is None else filter_fn(module, candidate.module_fqn)
+        if linear or (name == "weight" and isinstance(module, nn.Embedding)):
             candidate.reason = LEFT_OUT if filter_fn else ""
             chosen = config if selects else None
     unsuitable = _unsuitable(module, name, param)
-    candidate.wanted = chosen is not None and (is_linear or exact)
+    candidate.wanted = chosen is not None and (linear or exact)
     if chosen is None or unsuitable:
-        candidate.reason = unsuitable or candidate.reason or "neither a linear's weight nor named"
+        unmatched = "an embedding that is not named" if isinstance(module, nn.Embedding) else UNMATCHED
+        candidate.reason = unsuitable or candidate.reason or unmatched
     else:
         candidate.config = chosen
 
@@ -247,7 +358,7 @@ def _unsuitable(module: nn.Module, name: str, param: Tensor) -> str:
     if "norm" in type(module).__name__.lower() and not isinstance(module, (nn.Linear, nn.Embedding)):
         return "a norm"
     if isinstance(module, nn.modules.conv._ConvNd):
-        return "a convolution"
+        return A_CONVOLUTION
     if is_traceable_wrapper_subclass(param):
         return f"a {type(param).__name__}"
     if param.dim() < 2 or param.numel() == 0:
@@ -312,7 +423,7 @@ def _quantize_step(model: nn.Module, step: _Step, device: torch.device | str | N
     assert weight is not None
     source = weight.detach() if device is None else weight.detach().to(device)
     try:
-        quantized = step.config.quantize(source)
+        quantized = quantize_weight(step.config, source, owner.module)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{owner.fqn}: {error}") from error
     param = nn.Parameter(quantized, requires_grad=False)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
+import logging
+import re
 import subprocess
 import sys
 import time
@@ -9,10 +12,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, PreTrainedModel, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CompileConfig,
+    GPT2Config,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+    pipeline,
+)
 
 from aoq import (
     AOBaseConfig,
@@ -29,8 +43,9 @@ from aoq import (
     QuantizedTensor,
     quantize_,
 )
+from aoq.storage.convert import quantize_checkpoint
 from aoq.storage.safetensors import flatten
-from example_models import real_model, tiny_model
+from example_models import SHAPE, real_model, tiny_model
 
 CONFIG = Int4WeightOnlyConfig(group_size=32)
 INT8 = [
@@ -261,6 +276,165 @@ def test_lora(tmp_path: Path) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+# ---- what is said
+
+
+def test_the_report_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aoq")
+    load(tiny_model(tmp_path), AoqConfig(CONFIG))
+    (line,) = (record.message for record in caplog.records if record.name == "aoq")
+    assert line.startswith("quantized 14 weights: ") and "; left 1 as they are: in modules_to_not_convert" in line
+    caplog.clear()
+    load(tiny_model(tmp_path), AoqConfig(CONFIG), output_loading_info=True)[0].save_pretrained(tmp_path / "int4")
+    caplog.clear()
+    load(tmp_path / "int4")
+    assert not [record for record in caplog.records if record.name == "aoq"]
+
+
+def test_skips_that_match_nothing_or_bring_the_head_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG, modules_to_not_convert=["modle.layers.0", "norm"]))
+    assert "modules_to_not_convert: 'modle.layers.0' matches no module (did you mean model.layers.0" in caplog.text
+    assert "'norm'" not in caplog.text
+    assert isinstance(model.lm_head.weight, Int4Tensor) and "lm_head is quantized too" in caplog.text
+    caplog.clear()
+    load(tiny_model(tmp_path), AoqConfig(CONFIG, modules_to_not_convert=["lm_head", "mlp"]))
+    load(tiny_model(tmp_path), AoqConfig(CONFIG, modules_to_not_convert=[]))
+    named = AoqConfig(FqnToConfig({"_default": CONFIG, "lm_head": CONFIG}), modules_to_not_convert=["mlp"])
+    load(tiny_model(tmp_path), named)
+    assert not caplog.text
+
+
+def experts(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(**SHAPE, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=48, head_dim=16)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+def test_little_is_quantized(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(experts(tmp_path), AoqConfig(CONFIG))
+    assert re.search(r"only \d+% of the weights are quantized: .* such as model.*experts.*FqnToConfig", caplog.text)
+    caplog.clear()
+    rules = FqnToConfig({"_default": CONFIG, r"re:.*\.experts\..*": CONFIG})
+    model = load(experts(tmp_path), AoqConfig(rules))
+    assert isinstance(model.model.layers[1].mlp.experts.gate_up_proj, Int4Tensor) and not caplog.text
+    model.save_pretrained(tmp_path / "int4")
+    reloaded = load(tmp_path / "int4")
+    assert_identical(model, reloaded)
+    for implementation in ("eager", "batched_mm"):
+        reloaded.set_experts_implementation(implementation)
+        torch.testing.assert_close(reloaded(IDS).logits, model(IDS).logits)
+    assert "dequantized copy" not in caplog.text
+
+
+def test_nothing_is_quantized(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM: none of its weights would be quantized \(21: in mod"):
+        load(tiny_model(tmp_path), AoqConfig(CONFIG, modules_to_not_convert=["model", "lm_head"]))
+
+
+def test_shapes_are_checked(tmp_path: Path) -> None:
+    """As without quantizing: of a checkpoint that is of another model, and of a head with other labels."""
+    directory = tiny_model(tmp_path)
+    tensors = load_file(directory / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name].reshape(40, 160)}, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        load(directory, AoqConfig(CONFIG))
+    model, info = load(directory, AoqConfig(CONFIG), ignore_mismatched_sizes=True, output_loading_info=True)
+    assert {key[0] for key in info["mismatched_keys"]} == {name}
+    assert model.get_parameter(name).shape == (80, 80)
+
+
+# ---- what the model wants
+
+
+def test_what_is_to_be_fp32_stays_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=160, d_model=64, d_ff=96, num_layers=2, num_heads=4, d_kv=16)
+    T5ForConditionalGeneration(T5Config(**sizes)).half().save_pretrained(tmp_path / "fp16")
+    fp16 = dict(dtype=torch.float16)
+    model = T5ForConditionalGeneration.from_pretrained(
+        tmp_path / "fp16", quantization_config=AoqConfig(INT8[-1]), **fp16
+    )
+    every = AoqConfig(INT8[-1], modules_to_not_convert=[])
+    forced = T5ForConditionalGeneration.from_pretrained(tmp_path / "fp16", quantization_config=every, **fp16)
+    for directory, each in (("int8", model), ("forced", forced)):
+        each.save_pretrained(tmp_path / directory)
+        for one in (each, T5ForConditionalGeneration.from_pretrained(tmp_path / directory)):
+            layer = one.encoder.block[1].layer
+            assert isinstance(layer[0].SelfAttention.q.weight, QuantizedTensor)
+            assert isinstance(layer[1].DenseReluDense.wo.weight, QuantizedTensor) == (each is forced)
+            assert layer[1].DenseReluDense.wo.weight.dtype == torch.float32
+            assert layer[0].SelfAttention.q.weight.dtype == torch.float16
+
+
+def test_conv1d(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """GPT-2's linears, whose weights are [k, n]: in groups along k, on the kernels."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=160, n_embd=64, n_layer=2, n_head=4, n_positions=128)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "fp32")
+    model, plain = load(tmp_path / "fp32", AoqConfig(CONFIG)), load(tmp_path / "fp32")
+    w, values = model.transformer.h[0].attn.c_attn.weight, plain.transformer.h[0].attn.c_attn.weight
+    assert w.shape == values.shape == (64, 192) and w.transposed
+    assert torch.equal(w.dequantize(), CONFIG.quantize(values.t()).dequantize().t())
+    model.save_pretrained(tmp_path / "int4")
+    assert_identical(model, load(tmp_path / "int4"))
+    quantize_checkpoint(tmp_path / "fp32", tmp_path / "converted", CONFIG)
+    assert_identical(model, load(tmp_path / "converted"))
+    assert "dequantized copy" not in caplog.text
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_quantize_then_save_pretrained(tmp_path: Path, tied: bool) -> None:
+    model = load(tiny_model(tmp_path, tied=tied))
+    quantize_(model, CONFIG)
+    quantize_(model, FqnToConfig({"model.embed_tokens": INT8[-1], "lm_head": INT8[-1]}))
+    assert isinstance(model.lm_head.weight, Int4Tensor) == (not tied)
+    model.save_pretrained(tmp_path / "saved")
+    assert_identical(model, load(tmp_path / "saved"))
+    model.dequantize()
+    model.save_pretrained(tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    load(tmp_path / "plain")
+
+
+def test_footprint_and_what_is_printed(tmp_path: Path) -> None:
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG))
+    nbytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert model.get_memory_footprint() == pytest.approx(nbytes)
+    printed = str(copy.deepcopy(model.model.layers[0].mlp.up_proj))
+    bits = model.model.layers[0].mlp.up_proj.weight.bits_per_weight
+    assert printed == f"Linear(in_features=80, out_features=112, bias=False, weight=Int4Tensor, {bits:.2f} bits)"
+    assert "Int4Tensor" not in str(model.dequantize())
+
+
+# ---- parameters that come and go
+
+
+def test_cpu_offload(tmp_path: Path) -> None:
+    """accelerate's hooks put each parameter in its place for the time of a call; here all are on the CPU."""
+    model = load(tiny_model(tmp_path, tied=True), AoqConfig(CONFIG, include_embedding=True))
+    expected = model(IDS).logits
+    cpu_offload(model, torch.device("cpu"))
+    assert all(param.is_meta for param in model.parameters())
+    for _ in range(2):
+        assert torch.equal(model(IDS).logits, expected)
+
+
+def test_disk_offload(tmp_path: Path) -> None:
+    model = load(tiny_model(tmp_path), AoqConfig(CONFIG))
+    model.save_pretrained(tmp_path / "int4", max_shard_size="20KB")
+    parts = ("embed_tokens", "norm", "rotary_emb", "layers.0")
+    places = {f"model.{part}": "cpu" for part in parts} | {"lm_head": "cpu", "model.layers.1": "disk"}
+    reloaded = load(tmp_path / "int4", device_map=places, offload_folder=tmp_path / "offload")
+    assert reloaded.model.layers[1].mlp.up_proj.weight.is_meta
+    for _ in range(2):
+        assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
+    reloaded.save_pretrained(tmp_path / "again")
+    assert_identical(model, load(tmp_path / "again"))
 
 
 # ---- configs and damaged files

@@ -154,8 +154,9 @@ def test_slices_and_meta_tensors() -> None:
     tensors, metadata = flatten({"w": w[:, 16:48], "meta": w.to("meta"), "other": w.to("meta")})
     assert torch.equal(unflatten(tensors, metadata)["w"].dequantize(), w.dequantize()[:, 16:48])
     assert tensors["_meta_qdata"].is_meta
-    with pytest.raises(ValueError, match="w: expected a weight, got the transpose"):
-        flatten({"w": w.t()})
+    both = unflatten(*flatten({"w": w, "other": w.t()}))
+    assert both["other"].shape == (64, 40) and torch.equal(both["other"].dequantize(), w.dequantize().t())
+    assert torch.equal(both["w"].dequantize(), w.dequantize())
 
 
 def test_thousands_of_tensors_take_seconds(tmp_path: Path) -> None:

@@ -288,10 +288,7 @@ def test_select_unbind_and_split(config: AOBaseConfig) -> None:
         (lambda: w[..., 0], ValueError),
         (lambda: w[::2], ValueError),
         (lambda: w.split([10, 10], dim=1), ValueError),
-        (lambda: w.view(3, 72, 40), ValueError),
-        (lambda: w.permute(1, 0, 2), ValueError),
         (lambda: w.as_strided((3, 40), (40, 1)), ValueError),
-        (lambda: w.expand(5, 3, 40, 72), ValueError),
         (lambda: w.new_zeros(3, 40, 71), ValueError),
     ):
         with pytest.raises(error):
@@ -636,7 +633,8 @@ BYTES = {  # 3 tiles of rows; codes, scales, zero points, sums
 @pytest.mark.parametrize(("name", "nbytes"), BYTES.items())
 def test_storage_and_bytes_tell_the_truth(name: str, nbytes: int) -> None:
     w = quantized(CONFIGS[name])
-    assert w.untyped_storage().data_ptr() == w.qdata.data_ptr()
+    assert w.untyped_storage().data_ptr() == w.data_ptr() == w.qdata.data_ptr()
+    assert w.numel() * w.element_size() == pytest.approx(nbytes)
     assert w.nbytes == sum(part.nbytes for part in w.parts() if part is not None) == nbytes
     assert w.bits_per_weight == pytest.approx(8 * nbytes / (40 * 72))
     assert w.unpack().nbytes < w.nbytes  # tiles are padded
@@ -650,16 +648,6 @@ def test_repr_says_what_it_is(config: AOBaseConfig) -> None:
     assert f"kernel={w.kernel}" in text and text.startswith(type(w).__name__)
     assert ("group_size=16" in text) == hasattr(w, "group_size")
     assert ("act_mapping='" in text) == bool(getattr(w, "act_mapping", None))
-
-
-def test_other_operations_say_what_to_do(config: AOBaseConfig) -> None:
-    for operation in (
-        lambda: quantized(config) + 1,
-        lambda: torch.relu(quantized(config)),
-        lambda: quantized(config).sum(),
-    ):
-        with pytest.raises(NotImplementedError, match=r"does not implement aten.*; use its .dequantize\(\)"):
-            operation()
 
 
 # ---- tracing

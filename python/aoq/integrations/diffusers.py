@@ -12,6 +12,7 @@ All linear layers are quantized but those that the model wants in fp32 and those
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 
 from aoq.config import AOBaseConfig
 from aoq.integrations.quantization_config import AoqConfig
-from aoq.quantize import dequantize_
+from aoq.quantize import SkippedWeight, dequantize_, report_loaded, show_quantized
 from aoq.storage.checkpoint import StoredWeight, stored_weights
 from aoq.storage.safetensors import flatten, unflatten_one
 from aoq.tensors.base import QuantizedTensor
+
+logger = logging.getLogger("aoq")
 
 
 class AoqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
@@ -39,7 +42,7 @@ class AoqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         # A copy: what is left as it is depends on the model, and the config may serve for another one.
         super().__init__(copy.copy(quantization_config), **kwargs)
         self.configs: dict[str, AOBaseConfig] = {}  # parameter -> how to quantize it
-        self.skipped: dict[str, str] = {}  # parameter -> why it stays as it is
+        self.left: list[SkippedWeight] = []  # parameters that stay as they are
         self.stored: dict[str, StoredWeight] = {}  # name -> what the checkpoint has of it
         self.parts: dict[str, Tensor] = {}  # read already, of weights that have others in a file to come
         self.dtype: torch.dtype | None = None  # to load in
@@ -65,8 +68,12 @@ class AoqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     ) -> None:
         config = self.quantization_config
         if not self.pre_quantized or state_dict is not None:  # a single file is never quantized
+            for text in config.unmatched_skips(model):
+                logger.warning("modules_to_not_convert: %s", text)
             config.modules_to_not_convert = [*(config.modules_to_not_convert or ()), *keep_in_fp32_modules]
-            self.configs, self.skipped = config.choose(model)
+            self.configs, self.left = config.choose(model)
+            if not self.configs:
+                logger.warning("none of the weights of %s would be quantized", type(model).__name__)
         if self.dtype is None:  # as stored: diffusers casts to what it finds in the model
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 if name in self.stored:
@@ -74,6 +81,9 @@ class AoqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         model.register_to_config(quantization_config=config)  # type: ignore[operator]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        show_quantized(model)
+        if not self.pre_quantized:
+            report_loaded(model, self.configs, self.left).log()
         return model
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:

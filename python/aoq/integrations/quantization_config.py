@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import importlib
 import json
@@ -16,8 +17,8 @@ from typing import Any
 from torch import nn
 from typing_extensions import Self
 
-from aoq.config import AOBaseConfig, FqnToConfig, config_from_dict, config_to_dict
-from aoq.quantize import LEFT_OUT, SkippedWeight, check_rules, plan
+from aoq.config import AOBaseConfig, FqnToConfig, config_from_dict, config_to_dict, near
+from aoq.quantize import LEFT_OUT, SkippedWeight, check_rules, is_linear, plan
 
 logger = logging.getLogger("aoq")
 
@@ -106,15 +107,20 @@ class AoqConfig:
         """Whether `modules_to_not_convert` leaves this module as it is."""
         return any(f".{skip}." in f".{module_fqn}." for skip in self.modules_to_not_convert or ())
 
-    def choose(self, model: nn.Module) -> tuple[dict[str, AOBaseConfig], dict[str, str]]:
-        """How to quantize parameters of `model`, which may be empty, and why the others stay as they are.
+    def names(self, module_fqn: str) -> bool:
+        """Whether a rule, other than its default, decides about the weight of this module."""
+        rules = self.quant_type
+        return isinstance(rules, FqnToConfig) and rules.find(module_fqn, "weight", False) is not None
+
+    def choose(self, model: nn.Module) -> tuple[dict[str, AOBaseConfig], list[SkippedWeight]]:
+        """How to quantize parameters of `model`, which may be empty, and the others with why they stay as they are.
 
         Raises ValueError or NotImplementedError when a rule matches nothing or there are no kernels for a config.
         """
 
         def selects(module: nn.Module, fqn: str) -> bool:
-            kinds = (nn.Linear, nn.Embedding) if self.include_embedding else nn.Linear
-            return isinstance(module, kinds) and not self.skips(fqn)
+            embedding = self.include_embedding and isinstance(module, nn.Embedding)
+            return (embedding or is_linear(module)) and not self.skips(fqn)
 
         if isinstance(self.quant_type, FqnToConfig):
             check_rules(model, self.quant_type)
@@ -132,7 +138,17 @@ class AoqConfig:
                 return "in modules_to_not_convert"
             return "an embedding (include_embedding is off)" if weight.reason == LEFT_OUT else weight.reason
 
-        return configs, {weight.fqn: reason(weight) for weight in skipped}
+        return configs, [dataclasses.replace(weight, reason=reason(weight)) for weight in skipped]
+
+    def unmatched_skips(self, model: nn.Module) -> list[str]:
+        """What is wrong with the names in `modules_to_not_convert` that stand for no module of `model`."""
+        names = [name for name, _ in model.named_modules()]
+        known = dict.fromkeys(part for name in names for part in (name, name.rpartition(".")[2]))
+        return [
+            f"{skip!r} matches no module{near(skip, known)}"
+            for skip in self.modules_to_not_convert or ()
+            if not any(f".{skip}." in f".{name}." for name in names)
+        ]
 
 
 def register(table: ModuleType) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from aoq.integrations.torchao_tensors import is_torchao as is_torchao_tensor
 from aoq.integrations.torchao_tensors import tensor_from_parts, tensor_from_torchao
-from aoq.integrations.transformers import model_names
+from aoq.integrations.transformers_names import model_names
 from aoq.storage.checkpoint import open_safetensors, read_config, read_json, stored_weights, weight_files
 from aoq.storage.safetensors import is_torchao, unflatten_one
 from aoq.tensors.base import QuantizedTensor

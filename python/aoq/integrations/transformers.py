@@ -11,8 +11,11 @@ embeddings stay as they are unless asked for.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +29,22 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import ConversionOps
+from transformers.integrations.accelerate import get_device, load_offloaded_parameter
 from transformers.quantizers.base import HfQuantizer
 
 from aoq.config import AOBaseConfig, FqnToConfig
 from aoq.integrations.quantization_config import AoqConfig
-from aoq.quantize import dequantize_
-from aoq.storage.checkpoint import StoredWeight, read_config, stored_weights, weight_files
-from aoq.storage.safetensors import flatten, unflatten_one
+from aoq.integrations.transformers_names import (
+    first_targets,
+    keep_quantized,
+    model_names,
+    part_converter,
+    without_parts,
+)
+from aoq.quantize import SkippedWeight, dequantize_, is_linear, quantize_weight, report_loaded, show_quantized
+from aoq.storage.checkpoint import StoredWeight, open_safetensors, read_config, stored_weights, weight_files
+from aoq.storage.safetensors import flatten, part_names, unflatten_one
 from aoq.tensors.base import QuantizedTensor
 
 logger = logging.getLogger("aoq")
@@ -49,42 +59,73 @@ class AoqQuantizer(HfQuantizer):
         # A copy: what is left as it is depends on the model, and the config may serve for another one.
         super().__init__(copy.copy(quantization_config), **kwargs)  # type: ignore[arg-type]
         self.configs: dict[str, AOBaseConfig] = {}  # parameter -> how to quantize it
-        self.skipped: dict[str, str] = {}  # parameter -> why it stays as it is
-        self.stored: dict[str, StoredWeight] = {}  # parameter -> what the checkpoint has of it
+        self.firsts: set[str] = set()  # parameters that transformers asks about on behalf of some of those
+        self.left: list[SkippedWeight] = []  # parameters that stay as they are
+        self.skipped: dict[str, str] = {}  # and why, by name
+        self.checkpoint: dict[str, StoredWeight] = {}  # all that is in it
+        self.stored: dict[str, StoredWeight] = {}  # parameter -> the quantized weight that the checkpoint has for it
         self.model: PreTrainedModel | None = None  # while it is being read
+        self.files: list[Path] = []  # that the checkpoint consists of
+        self.device_map: dict[str, Any] = {}  # once it is decided
+        self.fp32: re.Pattern[str] | None = None  # what is to be fp32, in the dtype that is being loaded
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        self.device_map = device_map if isinstance(device_map, dict) else self.device_map
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
+        self.fp32 = _fp32_patterns(model, model.dtype)
         if self.pre_quantized:
             self.model = model
-            weights = stored_weights(Path(file) for file in checkpoint_files or ())
-            self.stored = {name: weight for name, weight in weights.items() if weight.description}
-            if weights and not self.stored:
+            self.files = [Path(file) for file in checkpoint_files or ()]
+            self.checkpoint = stored_weights(self.files)
+            self.stored = {name: weight for name, weight in self.checkpoint.items() if weight.description}
+            if self.checkpoint and not self.stored:
                 logger.warning("quantization_config is aoq's, but no weight in the checkpoint is quantized")
         else:
             self._choose(model)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
-        return param_name in self.configs
+        return param_name in self.configs or param_name in self.firsts
 
     # ---- quantizing while loading
 
     def _choose(self, model: PreTrainedModel) -> None:
-        """Decides about every parameter of `model`, which is still empty."""
+        """Decides about every parameter of `model`, which is still empty.
+
+        Raises ValueError if all stay as they are.
+        """
         config = self.quantization_config
-        if config.modules_to_not_convert is None:
-            config.modules_to_not_convert = self.default_skips(model)
-        self.configs, self.skipped = config.choose(model)
+        given, usual = config.modules_to_not_convert, self.default_skips(model)
+        for text in config.unmatched_skips(model):
+            logger.warning("modules_to_not_convert: %s", text)
+        if given is None:
+            config.modules_to_not_convert = usual
+        self.configs, self.left = config.choose(model)
+        self.skipped = {weight.fqn: weight.reason for weight in self.left}
+        if not self.configs:
+            reasons = Counter(self.skipped.values()).most_common()
+            counts = "; ".join(f"{count}: {reason}" for reason, count in reasons)
+            raise ValueError(f"{type(model).__name__}: none of its weights would be quantized ({counts})")
+        if given and (more := [name for name in usual if f"{name}.weight" in self.configs and not config.names(name)]):
+            logger.warning(
+                "modules_to_not_convert takes the place of what stays as it is without one: %s %s quantized too",
+                ", ".join(more),
+                "is" if len(more) == 1 else "are",
+            )
 
     def default_skips(self, model: PreTrainedModel) -> list[str]:
         """Modules that stay as they are unless told otherwise: the output layer, what is tied, what is to be fp32."""
         if self.quantization_config.include_embedding:
             return []
-        kept = self.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
+        fp32 = _fp32_patterns(model)
         # transformers lists the last norm too: what is never quantized need not be named.
-        modules = dict(model.named_modules())
-        return sorted(name for name in kept if isinstance(modules.get(name), nn.Linear | nn.Embedding))
+        kept = self.get_modules_to_not_convert(model)
+        weights = [
+            name for name, module in model.named_modules() if is_linear(module) or isinstance(module, nn.Embedding)
+        ]
+        return sorted(name for name in weights if name in kept or (fp32 and fp32.search(f"{name}.weight")))
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize(self)
@@ -93,40 +134,62 @@ class AoqQuantizer(HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
         if not self.stored:
+            self.firsts = first_targets(self.configs, weight_conversions)
             return weight_conversions
         if model is None:  # as in older releases of transformers
             model = self.model
-        names = model_names(model, self.stored, weight_conversions)
+        names = model_names(model, self.checkpoint, weight_conversions)
         self.stored = {names[stored] or stored: weight for stored, weight in self.stored.items()}
-        return [*weight_conversions, *self.get_weight_conversions()]
-
-    def get_weight_conversions(self) -> list[WeightConverter]:
-        patterns: dict[str, set[str]] = {}  # of the parts, for each name that a parameter has in its module
-        for fqn, weight in self.stored.items():
-            parts = {rf"\.{part.rpartition('.')[2]}" for part in weight.parts}
-            patterns.setdefault(fqn.rpartition(".")[2], set()).update(parts)
-        return [WeightConverter(sorted(parts), f".{param}", [_Read(self)]) for param, parts in patterns.items()]
+        tensors = [part for weight in self.checkpoint.values() for part in weight.parts]
+        parts = {part: name for name, weight in self.stored.items() for part in weight.parts}
+        return [part_converter(tensors, parts, _Read(self), weight_conversions), *weight_conversions]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        # Saving undoes the conversions of loading; `get_state_dict_and_metadata` has undone ours by then.
         self.model = None
-        used: Any = model._weight_conversions
-        ours = [entry for entry in used if any(isinstance(op, _Read) for op in getattr(entry, "operations", ()))]
-        model._weight_conversions = [entry for entry in used if entry not in ours]  # type: ignore[assignment]
+        model._weight_conversions = without_parts(model._weight_conversions)  # type: ignore[assignment, arg-type]
+        show_quantized(model)
+        if on_disk := [name for name in self.stored if self.is_on_disk(name)]:
+            reads = {name: functools.partial(self.read, name, self.wanted_dtype(model, name)) for name in on_disk}
+            _read_when_needed(model, reads)
+        if not self.pre_quantized:
+            report_loaded(model, self.configs, self.left).log()
         return model
+
+    def is_on_disk(self, name: str) -> bool:
+        """Whether the parameter is read from disk each time that it is needed."""
+        return bool(self.device_map) and get_device(self.device_map, name) == "disk"
+
+    def read(self, name: str, dtype: torch.dtype) -> QuantizedTensor:
+        """The parameter from the checkpoint's files."""
+        weight, parts = self.stored[name], dict[str, Tensor]()
+        for file in self.files:
+            with open_safetensors(file) as opened:
+                parts |= {part: opened.get_tensor(part) for part in weight.parts.keys() & set(opened.keys())}
+        return unflatten_one(weight.name, weight.description, parts).to(dtype)  # type: ignore[return-value]
+
+    def wanted_dtype(self, model: PreTrainedModel, name: str) -> torch.dtype:
+        """The dtype that a parameter is to have, in which `model` is made but for some."""
+        return torch.float32 if self.fp32 and self.fp32.search(name) else model.get_parameter(name).dtype
 
     # ---- saving
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         state_dict = model.state_dict(keep_vars=True)
+        for name, tensor in state_dict.items():
+            if tensor.is_meta and isinstance(offloaded := load_offloaded_parameter(model, name), QuantizedTensor):
+                state_dict[name] = offloaded
         for name, target in model.all_tied_weights_keys.items():
             # transformers drops tied plain tensors by itself, but would not know the parts of these by name.
             if isinstance(state_dict.get(name), QuantizedTensor) and state_dict[name] is state_dict.get(target):
                 del state_dict[name]
-        return flatten({name: tensor.detach() for name, tensor in state_dict.items()})
+        tensors, metadata = flatten({name: tensor.detach() for name, tensor in state_dict.items()})
+        keep_quantized(model, {name: part_names(name, text) for name, text in metadata.items()}, tensors, metadata)
+        return tensors, metadata
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         dequantize_(model)
+        if isinstance(dtype, str):  # as a config has it once it has been saved
+            dtype = getattr(torch, dtype)
         for param in model.parameters():
             param.data = param.data.to(dtype)
         return model
@@ -164,14 +227,19 @@ class _Quantize(ConversionOps):
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
     ) -> dict[str, list[Tensor]]:
+        model, configs = kwargs["model"], self.quantizer.configs
         out: dict[str, list[Tensor]] = {}
         for name, values in input_dict.items():
             w = values[0] if isinstance(values, list) else values
-            config = self.quantizer.configs.get(name)
-            try:
-                out[name] = [w if config is None else nn.Parameter(config.quantize(w), requires_grad=False)]
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{name}: {error}") from error
+            out[name] = [w]
+            if name in configs and w.shape != model.get_parameter(name).shape:
+                del configs[name]  # for transformers to find, as it does where nothing is quantized
+            elif name in configs:
+                try:
+                    quantized = quantize_weight(configs[name], w, model.get_submodule(name.rpartition(".")[0]))
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"{name}: {error}") from error
+                out[name] = [nn.Parameter(quantized, requires_grad=False)]
         return out
 
 
@@ -187,36 +255,74 @@ class _Read(ConversionOps):
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
     ) -> dict[str, list[Tensor]]:
-        name = kwargs["full_layer_name"]
+        name, model = kwargs["full_layer_name"], kwargs["model"]
+        if self.hf_quantizer.is_on_disk(name):  # transformers would write it there anew, and knows plain tensors only
+            return {name: [torch.empty(0)]}
         weight = self.hf_quantizer.stored[name]
-        owner = weight.name.rpartition(".")[0]
-        parts = {owner + pattern.removeprefix("\\"): values[0] for pattern, values in input_dict.items()}
-        w = unflatten_one(weight.name, weight.description, parts)
-        dtype = kwargs["model"].get_parameter(name).dtype
-        return {name: [nn.Parameter(w if w.dtype == dtype else w.to(dtype), requires_grad=False)]}
+        owner, dot, _ = weight.name.rpartition(".")
+        parts = {owner + dot + part: values[0] for part, values in input_dict.items()}
+        w = unflatten_one(weight.name, weight.description, parts).to(self.hf_quantizer.wanted_dtype(model, name))
+        return {name: [nn.Parameter(w, requires_grad=False)]}
 
 
-def model_names(
-    model: PreTrainedModel, stored: Iterable[str], conversions: list[Any] | None = None
-) -> dict[str, str | None]:
-    """The parameter of `model` that each name in a checkpoint stands for.
+class _OnDisk(dict[str, Any]):
+    """Tensors by name, some of which are functions that read them."""
 
-    None where transformers makes a parameter of several stored tensors, or has none for it.
+    def __getitem__(self, name: str) -> Tensor:
+        value = super().__getitem__(name)
+        return value if isinstance(value, Tensor) else value()
+
+
+def _read_when_needed(model: PreTrainedModel, reads: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Has accelerate's hooks, which put parameters in place for the time of a call, get some of them by `reads`."""
+    from accelerate.utils import OffloadedWeightsLoader  # it is there: nothing else puts parameters on disk
+
+    loaders = {}
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", [hook]):
+            loader = getattr(getattr(each, "weights_map", None), "dataset", None)
+            if isinstance(loader, OffloadedWeightsLoader):
+                loaders[id(loader)] = loader
+    for loader in loaders.values():
+        loader.state_dict = _OnDisk({**loader.state_dict, **reads})
+
+
+def attach(model: PreTrainedModel, configs: dict[str, AOBaseConfig]) -> None:
+    """Makes a model that `quantize_` has quantized one that `from_pretrained` might have: it saves and reloads.
+
+    Args:
+        configs: what each parameter has been quantized by, of those quantized just now.
     """
-    if conversions is None:
-        conversions = get_model_conversion_mapping(model)
-    conversions = copy.deepcopy(conversions)  # matching leaves marks on them
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-    params = model.state_dict()
-    names: dict[str, str | None] = {}
-    for name in stored:
-        renamed, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, params)
-        if converter is None and renamed in params:
-            names[name] = renamed
-        else:
-            names[name] = name if name in params else None
-    return names
+    before = getattr(model, "hf_quantizer", None)
+    params = dict(model.named_parameters(remove_duplicate=False))
+    quantized = {name: w for name, w in params.items() if isinstance(w, QuantizedTensor)}
+    if not quantized or (before is not None and not isinstance(before, AoqQuantizer)):
+        return
+    known = {**(before.configs if before else {}), **configs}
+    chosen = {name: known[name] if name in known else w.config() for name, w in quantized.items()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    looked_up = any(isinstance(modules[name.rpartition(".")[0]], nn.Embedding) for name in quantized)
+    first = next(iter(chosen.values()))
+    config = first
+    if any(other != first for other in chosen.values()) or not all(name.endswith(".weight") for name in chosen):
+        config = FqnToConfig({name.removesuffix(".weight"): other for name, other in chosen.items()})
+    left = [
+        name
+        for name, module in modules.items()
+        if (is_linear(module) or (looked_up and isinstance(module, nn.Embedding))) and f"{name}.weight" not in quantized
+    ]
+    quantizer = AoqQuantizer(AoqConfig(config, left, looked_up), pre_quantized=False)
+    quantizer.configs = chosen
+    model.hf_quantizer, model.is_quantized = quantizer, True  # type: ignore[assignment]
+    model.quantization_method = quantizer.quantization_config.quant_method  # type: ignore[assignment]
+    model.config.quantization_config = quantizer.quantization_config
+
+
+def _fp32_patterns(model: PreTrainedModel, dtype: torch.dtype = torch.float16) -> re.Pattern[str] | None:
+    """What `model` keeps in fp32 when it is loaded in `dtype`: a pattern to search for in names of parameters."""
+    plan = [name for name, wanted in model._get_dtype_plan(dtype).items() if wanted is torch.float32]
+    return re.compile("|".join(f"(?:{name.replace('*', '.*')})" for name in plan)) if plan else None
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:

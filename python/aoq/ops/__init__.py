@@ -16,6 +16,7 @@ torch.ops.load_library(_libaoq_cuda.with_name("libaoq.so"))  # registers torch.o
 if (torch.version.cuda and _libaoq_cuda.exists()) or os.environ.get("AOQ_LOAD_CUDA") == "1":
     torch.ops.load_library(_libaoq_cuda)  # their CUDA kernels; what it raises is why there are none
 
+from aoq.ops import autocast as autocast  # noqa: E402
 from aoq.ops.fp8_mm import fp8_mm, fp8_mm_reference  # noqa: E402
 from aoq.ops.fp8_quantize import fp8_dequantize, fp8_quantize, fp8_quantize_reference  # noqa: E402
 from aoq.ops.fp8_weight_mm import fp8_weight_mm, fp8_weight_mm_reference  # noqa: E402

@@ -114,8 +114,10 @@ class _PackedMm(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = grad_bias = None
+        weight = ctx.saved_tensors  # once: gradient checkpointing recomputes what is saved at each reading
         if ctx.needs_input_grad[2]:
-            grad_x = grad @ ctx.dequantize(*ctx.saved_tensors, *ctx.sizes, ctx.k, ctx.dtype)
+            # Under autocast the output, and so `grad`, has another dtype than `x`.
+            grad_x = (grad @ ctx.dequantize(*weight, *ctx.sizes, ctx.k, grad.dtype)).to(ctx.dtype)
         if ctx.needs_input_grad[3]:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-        return None, None, grad_x, grad_bias, None, *(None for _ in ctx.saved_tensors)
+        return None, None, grad_x, grad_bias, None, *(None for _ in weight)

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from aoq.config import AOBaseConfig, FqnToConfig, near
+from aoq.config import AOBaseConfig, FqnToConfig
 from aoq.integrations.quantization_config import AoqConfig
-from aoq.integrations.transformers import AoqQuantizer, empty_model, model_names, with_embedding
+from aoq.integrations.transformers import AoqQuantizer, empty_model, with_embedding
+from aoq.integrations.transformers_names import model_names
 from aoq.progress import track
-from aoq.quantize import QuantizedWeight, QuantizeReport, SkippedWeight
+from aoq.quantize import QuantizedWeight, QuantizeReport, SkippedWeight, quantize_weight
 from aoq.storage.checkpoint import (
     INDEX,
     WEIGHTS,
@@ -129,7 +130,8 @@ def quantize_checkpoint(
         config = with_embedding(model, config, embedding)
     quantizer = AoqQuantizer(AoqConfig(config, include_embedding=include_embedding), pre_quantized=False)
     if skip:
-        _check_skips(model, skip)
+        for text in AoqConfig(config, skip).unmatched_skips(model):
+            raise ValueError(f"skip: {text}")
         quantizer.quantization_config.modules_to_not_convert = sorted({*quantizer.default_skips(model), *skip})
     quantizer.preprocess_model(model)
     names = opened.names(model)
@@ -158,21 +160,14 @@ def quantize_checkpoint(
                 shards.add(name, w)
                 continue
             try:
-                quantized = chosen.quantize(w).unpack()
+                owner = model.get_submodule(str(param).rpartition(".")[0])
+                quantized = quantize_weight(chosen, w, owner).unpack()
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{source}: {name}: {error}") from error
             report.quantized.append(QuantizedWeight((name,), chosen, w.numel(), w.nbytes, quantized.nbytes))
             shards.add(name, quantized)
         shards.close()
     return report
-
-
-def _check_skips(model: PreTrainedModel, skip: list[str]) -> None:
-    names = [name for name, _ in model.named_modules()]
-    parts = {part: None for name in names for part in (name, name.rpartition(".")[2])}
-    for each in skip:
-        if each not in parts and not any(f".{each}." in f".{name}." for name in names):
-            raise ValueError(f"skip: {each!r} matches no module{near(each, parts)}")
 
 
 def convert_checkpoint(

@@ -9,6 +9,8 @@ A quantized `model.layers.0.mlp.up_proj.weight` is stored in the plain layout as
 `_version` is that of the format, 1 where there is none; files of aoq 0.1 state neither it nor a producer. Attributes
 that a file lacks have defaults, and a format's `upgrade` reads what older versions of it wrote.
 
+A weight [k, n], such as GPT-2's, is stored as its transpose, which `"transposed": true` in `_data` says.
+
 torchao's files are alike: its tensors are read as aoq's, and in its files aoq's types are named `aoq.Int4Tensor`.
 """
 
@@ -50,6 +52,11 @@ def part_name(fqn: str, part: str) -> str:
     return f"{module}{dot}_{param}_{part}"
 
 
+def part_names(fqn: str, description: str) -> list[str]:
+    """What the parts of the quantized tensor `fqn` are stored as, by its metadata."""
+    return [part_name(fqn, part) for part in json.loads(description)["_tensor_data_names"]]
+
+
 def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The plain tensors and the metadata that stand for `state_dict`. What is tied in it stays tied."""
     tensors: dict[str, Tensor] = {}
@@ -59,8 +66,6 @@ def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         if not isinstance(tensor, QuantizedTensor):
             tensors[fqn] = tensor
             continue
-        if tensor.transposed:
-            raise ValueError(f"{fqn}: expected a weight, got the transpose of one")
         parts = [part for part in tensor.parts() if part is not None]
         same = fqn if tensor.device.type == "meta" else (tensor.weight_shape, *(part.data_ptr() for part in parts))
         if same not in plain:
@@ -69,6 +74,8 @@ def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         names = [name for name in w.tensors if getattr(w, name) is not None]
         tensors |= {part_name(fqn, name): getattr(w, name) for name in names}
         data = {name: getattr(w, name) for name in w.attrs} | {"shape": w.weight_shape, "dtype": w.dtype}
+        if tensor.transposed:
+            data["transposed"] = True
         description = {
             "_type": type(w).__name__,
             "_version": w.VERSION,
@@ -224,9 +231,12 @@ def _from_parts(parsed: dict[str, Any], parts: Mapping[str, Tensor], writer: str
         raise ValueError(f"expected _data with shape and dtype, got {parsed['_data']!r}{newer}")
     if both := parts.keys() & attrs.keys():
         raise ValueError(f"expected {min(both)} in _data or in _tensor_data_names, got it in both{newer}")
-    dtype = attrs.pop("dtype")
+    dtype, transposed = attrs.pop("dtype"), attrs.pop("transposed", False) is True
     name = parsed["_type"].removeprefix(TORCHAO_PREFIX)
-    return tensor_from_fields(name, {**parts, **attrs}, shape=shape, dtype=dtype, version=version, writer=writer)
+    fields = {**parts, **attrs}
+    return tensor_from_fields(
+        name, fields, shape=shape, dtype=dtype, transposed=transposed, version=version, writer=writer
+    )
 
 
 def _from_torchao(parsed: dict[str, Any], parts: Mapping[str, Tensor]) -> QuantizedTensor:

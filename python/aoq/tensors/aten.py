@@ -14,6 +14,9 @@ from aoq.tensors.base import QuantizedTensor
 
 aten = torch.ops.aten
 
+_SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__
+_SET_REQUIRES_GRAD: Any = vars(torch._C.TensorBase)["requires_grad"].__set__
+
 
 @QuantizedTensor.implements(F.linear, aten.linear.default)
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,21 +37,38 @@ def _embedding_op(w: QuantizedTensor, ids: Tensor, *_: Any) -> Tensor:
     return w.rows(ids)
 
 
+@QuantizedTensor.implements(torch.matmul, torch.mm, Tensor.matmul, Tensor.mm)
+def _matmul(a: Tensor, b: Tensor) -> Any:
+    out = _product(a, b)
+    if out is NotImplemented:  # of vectors, or of a batch of weights
+        with torch._C.DisableTorchFunctionSubclass():
+            return torch.matmul(a, b)
+    return out
+
+
+@QuantizedTensor.implements(torch.addmm, aten.addmm.default)
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    fused = (beta, alpha) == (1, 1) and bias.dim() == 1 and not isinstance(bias, QuantizedTensor)
+    out = _product(a, b, bias) if fused else NotImplemented
+    return beta * bias + alpha * (a @ b) if out is NotImplemented else out
+
+
 @QuantizedTensor.implements(aten.mm.default)
-def _mm(x: Tensor, w: QuantizedTensor) -> Tensor:
-    return _linear(x, w.t())
-
-
-@QuantizedTensor.implements(aten.addmm.default)
-def _addmm(bias: Tensor, x: Tensor, w: QuantizedTensor, beta: float = 1, alpha: float = 1) -> Tensor:
-    if (beta, alpha) != (1, 1):
-        raise ValueError(f"addmm: beta, alpha: expected 1, got {beta}, {alpha}")
-    return _linear(x, w.t(), bias)
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Any:
+    """`a @ b + bias`, one of them a 2-D weight, by the kernels of F.linear: `w @ x` is `(x.T @ w.T).T`."""
+    if isinstance(b, QuantizedTensor):
+        if not isinstance(a, QuantizedTensor) and b.dim() == 2 and a.dim():
+            return b.product(a, bias) if b.transposed else _linear(a, b.t(), bias)
+    elif isinstance(a, QuantizedTensor) and a.dim() == 2 and b.dim() > 1 and bias is None:
+        return a.linear(b.transpose(-1, -2), None).transpose(-1, -2)
+    return NotImplemented
 
 
 @QuantizedTensor.implements(aten.bmm.default)
-def _bmm(x: Tensor, w: QuantizedTensor) -> Tensor:
-    return torch.stack([_linear(*pair) for pair in zip(x, w.transpose(1, 2), strict=True)])
+def _bmm(a: Tensor, b: Tensor) -> Any:
+    if isinstance(a, QuantizedTensor) == isinstance(b, QuantizedTensor):
+        return NotImplemented
+    return torch.stack([_product(*pair) for pair in zip(a, b, strict=True)])
 
 
 @QuantizedTensor.implements(aten._grouped_mm.default)
@@ -66,6 +86,27 @@ def _grouped_mm(x: Tensor, w: QuantizedTensor, offs: Tensor | None = None, *rest
 @QuantizedTensor.implements(aten.detach.default, aten.alias.default)
 def _alias(w: QuantizedTensor) -> QuantizedTensor:
     return w.map(Tensor.detach)
+
+
+@QuantizedTensor.implements(_SET_DATA)
+def _set_data(w: QuantizedTensor, value: Tensor) -> None:
+    """A plain `value` is quantized as `w` is. `w` then shares the parts of the quantized one."""
+    if not isinstance(value, QuantizedTensor):
+        value = w.requantize(value)
+    if type(value) is not type(w):
+        raise TypeError(f"data: expected {type(w).__name__} or a plain tensor, got {type(value).__name__}")
+    with torch._C.DisableTorchFunctionSubclass():
+        _SET_DATA(w, value)  # the outside: shape, dtype and device
+    for name in (*w.tensors, *w.attrs, "weight_shape", "transposed", "writable"):
+        setattr(w, name, getattr(value, name))
+
+
+@QuantizedTensor.implements(Tensor.requires_grad_, _SET_REQUIRES_GRAD)
+def _set_requires_grad(w: QuantizedTensor, requires_grad: bool = True) -> QuantizedTensor:
+    """Never: no gradient would arrive. What is no parameter stays as it is, for nn.Parameter(w) to be one."""
+    if requires_grad and isinstance(w, torch.nn.Parameter):
+        raise RuntimeError(f"requires_grad: quantized weights are not trained, train adapters (LoRA) beside them: {w}")
+    return w
 
 
 @QuantizedTensor.implements(aten.clone.default)
@@ -86,6 +127,8 @@ def _to_copy(
     dtype = dtype or w.dtype
     if device is None or torch.device(device) == w.device:
         return w.map(torch.clone, dtype=dtype)
+    if torch.device(device).type == "meta":
+        return w.map(lambda part: part.to(device), dtype=dtype).unpack()
     plain, packs = w.unpack(), w.packs_elsewhere
     # What is packed on the CPU has to have arrived there; a device that packs does so after its copies.
     waits = packs and torch.device(device).type == "cpu"
@@ -153,20 +196,18 @@ def _is_pinned(w: QuantizedTensor, device: Any = None) -> bool:
 
 
 @QuantizedTensor.implements(aten.view.default, aten._unsafe_view.default)
-def _view(w: QuantizedTensor, size: Sequence[int]) -> QuantizedTensor:
+def _view(w: QuantizedTensor, size: Sequence[int]) -> Any:
     size = torch.empty(w.shape, device="meta").view(size).shape  # resolves -1
     if size == w.shape:
         return _alias(w)
     if w.packed or w.transposed or size[-1:] != w.shape[-1:]:
-        raise ValueError(f"view: size: expected a plain tensor and [..., {w.shape[-1]}], got {tuple(size)} of {w}")
+        return NotImplemented
     return w.map(lambda part: part.view(*size[:-1], part.shape[-1]), shape=size)
 
 
 @QuantizedTensor.implements(aten.expand.default)
-def _expand(w: QuantizedTensor, size: Sequence[int], *, implicit: bool = False) -> QuantizedTensor:
-    if torch.empty(w.shape, device="meta").expand(*size).shape != w.shape:
-        raise ValueError(f"expand: size: expected the tensor's own, {tuple(w.shape)}, got {tuple(size)}")
-    return _alias(w)
+def _expand(w: QuantizedTensor, size: Sequence[int], *, implicit: bool = False) -> Any:
+    return _alias(w) if torch.empty(w.shape, device="meta").expand(*size).shape == w.shape else NotImplemented
 
 
 @QuantizedTensor.implements(aten.as_strided.default)
@@ -184,20 +225,18 @@ def _t(w: QuantizedTensor) -> QuantizedTensor:
 
 
 @QuantizedTensor.implements(aten.transpose.int)
-def _transpose(w: QuantizedTensor, dim0: int, dim1: int) -> QuantizedTensor:
+def _transpose(w: QuantizedTensor, dim0: int, dim1: int) -> Any:
     dims = list(range(w.dim()))
     dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
     return _permute(w, dims)
 
 
 @QuantizedTensor.implements(aten.permute.default)
-def _permute(w: QuantizedTensor, dims: Sequence[int]) -> QuantizedTensor:
+def _permute(w: QuantizedTensor, dims: Sequence[int]) -> Any:
     dims, last = [dim % w.dim() for dim in dims], w.dim() - 1
     if dims == [*range(w.dim())]:
         return _alias(w)
-    if dims == [*range(last - 1), last, last - 1]:
-        return _t(w)
-    raise ValueError(f"permute: dims: expected the last two of {w.dim()} dimensions swapped, got {dims}")
+    return _t(w) if dims == [*range(last - 1), last, last - 1] else NotImplemented
 
 
 @QuantizedTensor.implements(aten.slice.Tensor)
@@ -252,6 +291,17 @@ def _select(w: QuantizedTensor, dim: int, index: int) -> QuantizedTensor:
         raise ValueError(f"select: dim: expected one before k, of a plain tensor, got {dim} of {w}")
     shape = w.weight_shape[:dim] + w.weight_shape[dim + 1 :]
     return w.map(lambda part: part.select(dim, index), shape=shape)
+
+
+@QuantizedTensor.implements(aten.index.Tensor)
+def _index(w: QuantizedTensor, indices: Sequence[Tensor | None]) -> Any:
+    """Some of the experts of a 3-D weight, or rows of a 2-D one, by their numbers."""
+    first, rest = indices[0], indices[1:]
+    if first is None or any(index is not None for index in rest) or first.dtype not in (torch.int64, torch.int32):
+        return NotImplemented
+    if w.dim() == 2:
+        return NotImplemented if w.transposed else w.rows(torch.where(first < 0, first + len(w), first))
+    return w.map(lambda part: part[first], shape=(*first.shape, *w.weight_shape[1:]))
 
 
 @QuantizedTensor.implements(aten.unbind.int)

@@ -7,7 +7,9 @@ A format declares its stored parts in `tensors` and `attrs` and defines `linear`
 from __future__ import annotations
 
 import copy
+import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from multiprocessing.reduction import ForkingPickler
@@ -16,11 +18,14 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
 from typing_extensions import Self
 
 from aoq.config import AOBaseConfig
 from aoq.ops.dtypes import FLOAT_DTYPES, FP8_DTYPES, dtype_name
 from aoq.version import producer, written_by_newer
+
+logger = logging.getLogger("aoq")
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -45,6 +50,12 @@ def check_act_mapping(w: object, act_mapping: str) -> None:
         raise ValueError(f"{type(w).__name__}: act_mapping: expected 'symmetric' or 'asymmetric', got {act_mapping!r}")
 
 
+HOW_TO_SAVE = (
+    "model.save_pretrained of a model that aoq.quantize_ or from_pretrained quantized as a whole, "
+    "aoq.storage.safetensors.save_file and torch.save can save them"
+)
+
+
 class QuantizedTensor(torch.Tensor):
     """Base of all formats: a weight [..., n, k] made of parts.
 
@@ -64,8 +75,10 @@ class QuantizedTensor(torch.Tensor):
     writable = True  # of a slice: whether its parts alias the whole's and no other slice needs them
 
     @staticmethod
-    def __new__(cls, *parts: Any, shape: Sequence[int], dtype: torch.dtype, transposed: bool = False) -> Self:
-        size = list(shape)
+    def __new__(cls, *parts: Any, requires_grad: bool | None = None, **fields: Any) -> Self:
+        if requires_grad is not None:  # type(param)(value, requires_grad=...), as accelerate makes parameters anew
+            return torch.nn.Parameter(parts[0], requires_grad=False)  # type: ignore[return-value]
+        size, dtype, transposed = list(fields["shape"]), fields["dtype"], fields.get("transposed", False)
         strides = [math.prod(size[i + 1 :]) for i in range(len(size))]
         if transposed:
             size[-2:], strides[-2:] = size[:-3:-1], strides[:-3:-1]
@@ -74,7 +87,16 @@ class QuantizedTensor(torch.Tensor):
         )
         return made
 
-    def __init__(self, *parts: Any, shape: Sequence[int], dtype: torch.dtype, transposed: bool = False) -> None:
+    def __init__(
+        self,
+        *parts: Any,
+        shape: Sequence[int] = (),
+        dtype: torch.dtype = torch.float32,
+        transposed: bool = False,
+        requires_grad: bool | None = None,
+    ) -> None:
+        if requires_grad is not None:  # is a tensor already
+            return
         for name, part in zip(self.tensors + self.attrs, parts, strict=True):
             setattr(self, name, part)
         self.weight_shape = tuple(shape)
@@ -114,6 +136,10 @@ class QuantizedTensor(torch.Tensor):
         """The weight's values as a plain tensor of this tensor's shape and `dtype`."""
         raise NotImplementedError
 
+    def config(self) -> AOBaseConfig:
+        """The config that makes weights like this one."""
+        raise NotImplementedError(f"{type(self).__name__} is not made by a config")
+
     def narrow_weight(self, dim: int, start: int, length: int) -> Self:
         """The weight's `length` indices of `dim`, which is that of n or of k, from `start`."""
         raise NotImplementedError
@@ -150,11 +176,27 @@ class QuantizedTensor(torch.Tensor):
         """The format in a word or two, for tables."""
         return type(self).__name__.removesuffix("Tensor").lower()
 
-    def config(self) -> AOBaseConfig:
-        """The config that makes tensors like this one."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what config makes it")
-
     # ---- what follows
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`linear` of this tensor or, if it is transposed, `x @ w + bias`: what is stored times x either way."""
+        w: Any = self.t() if self.transposed else self
+        out: Tensor = w.linear(x, bias)
+        return out
+
+    def requantize(self, values: Tensor) -> Self:
+        """`values`, of any shape, quantized as this tensor is: its format, groups and dtype of scales.
+
+        Raises ValueError or TypeError for values that the format cannot hold.
+        """
+        values = values.detach()
+        quantized: Any
+        if self.transposed:
+            quantized = self.config().quantize(values.transpose(-1, -2).contiguous()).transpose(-1, -2)
+        else:
+            quantized = self.config().quantize(values)
+        made: Self = quantized
+        return made
 
     def parts(self) -> list[Tensor | None]:
         return [getattr(self, name) for name in self.tensors]
@@ -194,18 +236,18 @@ class QuantizedTensor(torch.Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         fn = cls.ops.get(func)
-        if fn is not None:
-            # A view must be an inference tensor just when its base is one, whatever the mode.
-            with torch.inference_mode(args[0].is_inference()) if func.is_view else nullcontext():
-                out = fn(*args, **kwargs)
-            if func.is_view and not args[0].writable:
-                for view in out if isinstance(out, list) else [out]:
-                    view.writable = False
-            return return_and_correct_aliasing(func, args, kwargs, out)
-        out = func.decompose(*args, **kwargs)
-        if out is NotImplemented:
-            raise NotImplementedError(f"{cls.__name__} does not implement {func}; use its .dequantize()")
-        return out
+        if fn is None:
+            out = func.decompose(*args, **kwargs)
+            return run_dequantized(func, args, kwargs) if out is NotImplemented else out
+        # A view must be an inference tensor just when its base is one, whatever the mode.
+        with torch.inference_mode(args[0].is_inference()) if func.is_view else nullcontext():
+            out = fn(*args, **kwargs)
+        if out is NotImplemented:  # not with these arguments
+            return run_dequantized(func, args, kwargs)
+        if func.is_view and not args[0].writable:
+            for view in out if isinstance(out, list) else [out]:
+                view.writable = False
+        return return_and_correct_aliasing(func, args, kwargs, out)
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
         names = [name for name in self.tensors if getattr(self, name) is not None]
@@ -248,6 +290,18 @@ class QuantizedTensor(torch.Tensor):
     def bits_per_weight(self) -> float:
         return 8 * self.nbytes / max(math.prod(self.weight_shape), 1)
 
+    def element_size(self) -> float:  # type: ignore[override]
+        """Bytes stored for a weight, which numel() times this is the sum of: a fraction as a rule."""
+        return self.nbytes / max(math.prod(self.weight_shape), 1)
+
+    def data_ptr(self) -> int:
+        """Where the first part is, which tells tensors apart."""
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith("safetensors."):  # it would write numel() values from there on
+            raise TypeError(f"safetensors holds no quantized weights, only their parts, got {self}; {HOW_TO_SAVE}")
+        first: Tensor = getattr(self, self.tensors[0])
+        return first.data_ptr()
+
     def untyped_storage(self) -> torch.UntypedStorage:
         """A storage over the memory of the first part."""
         first: Tensor = getattr(self, self.tensors[0])
@@ -272,6 +326,51 @@ class QuantizedTensor(torch.Tensor):
 
     def is_shared(self) -> bool:
         return all(part.is_shared() for part in self.parts() if part is not None)
+
+
+# ---- what no format has a way of its own for
+
+_warned: set[str] = set()
+
+
+def run_dequantized(func: Any, args: Any, kwargs: Any) -> Any:
+    """`func` on the values of quantized tensors; those that it writes to are quantized again.
+
+    What it returns is plain, and a view is one of a copy. The first time that an op does so, the log says it.
+    """
+    name = str(func)
+    if name not in _warned:
+        _warned.add(name)
+        kinds = {type(w).__name__ for w in tree_leaves((args, kwargs)) if isinstance(w, QuantizedTensor)}
+        logger.warning(
+            "%s has no kernel for a quantized weight (%s): it runs on a dequantized copy, each time it is called",
+            name,
+            ", ".join(sorted(kinds)),
+        )
+    values: dict[int, Tensor] = {}
+
+    def plain(w: Any) -> Any:
+        if not isinstance(w, QuantizedTensor):
+            return w
+        if id(w) not in values:
+            values[id(w)] = w.dequantize()
+        return values[id(w)]
+
+    written = [
+        w
+        for argument, given in zip(func._schema.arguments, args, strict=False)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for w in tree_leaves(given)
+        if isinstance(w, QuantizedTensor)
+    ]
+    written += [w for w in tree_leaves(kwargs.get("out")) if isinstance(w, QuantizedTensor)]
+    for w in written:
+        if not w.writable:
+            raise ValueError(f"{name}: expected whole groups along k, or a .clone(), got a slice within scales: {w}")
+    out = func(*tree_map(plain, args), **tree_map(plain, kwargs))
+    for w in written:
+        w.copy_(w.requantize(values[id(w)]))
+    return return_and_correct_aliasing(func, args, kwargs, out) if written else out
 
 
 # ---- saving and sharing

@@ -175,8 +175,8 @@ class Float8Weight(PackedWeight):
         return fp8_mm(*weight, self.act_dtype, self.act_granularity, self.act_lb, self.act_ub)
 
     def config(self) -> AOBaseConfig:
-        one = self.scale.flatten(-2)
-        granularity = PerTensor() if bool((one == one[..., :1]).all()) else PerRow()
+        rows = (self.scale.flatten(-3) if self.packed else self.scale.flatten(-2))[..., : self.weight_shape[-2]]
+        granularity = PerTensor() if bool((rows == rows[..., :1]).all()) else PerRow()
         if self.act_dtype is None:
             return Float8WeightOnlyConfig(self.code_dtype, granularity)
         both = (PerTensor() if self.act_granularity == "tensor" else PerRow(), granularity)

@@ -216,6 +216,13 @@ class PackedTensor(PackedWeight, QuantizedTensor):
         values = w.format.floats(stored, w.group, w.weight_shape[-1], w.dtype)
         return values.transpose(-1, -2) if w.transposed else values
 
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.packed or not self.transposed or len(self.weight_shape) != 2:
+            return super().product(x, bias)
+        if x.shape[-1:] != self.weight_shape[-1:]:
+            raise ValueError(f"linear: x: expected shape [..., {self.weight_shape[1]}], got {tuple(x.shape)}")
+        return self.linear_packed(x, bias)
+
     def linear_unpacked(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if len(self.weight_shape) != 2:
             raise ValueError(f"linear: w: expected 2 dimensions, got {self}")
