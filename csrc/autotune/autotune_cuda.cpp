@@ -57,7 +57,7 @@ class Timer {
  public:
   Timer(const Tensor& x, const char* op, CudaStream stream) : op_(op), stream_(stream) {
     const int bytes = 2 * attribute(cudaDevAttrL2CacheSize, x.get_device_index(), op);
-    flush_ = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
+    flush_ = new_tensor(x, {bytes}, ScalarType::Byte);
     bytes_ = static_cast<size_t>(bytes);
     for (cudaEvent_t& event : events_) check_cuda(cudaEventCreate(&event), op);
   }

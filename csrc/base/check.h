@@ -7,6 +7,7 @@
 #include <string>
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
 #include "base/dtype.h"
 
@@ -38,6 +39,20 @@ inline std::string shape(const Tensor& tensor) {
   return text + "]";
 }
 
+// None is passed on where a schema has a tensor.
+inline void check_tensor(const Tensor& tensor, const char* op, const char* operand) {
+  check_type(tensor.defined(), op, operand, "expected a tensor, got None");
+}
+
+// Undefined for dtypes that the stable ABI has no name for: no op takes them.
+inline ScalarType dtype_of(const Tensor& tensor) {
+  try {
+    return tensor.scalar_type();
+  } catch (const std::exception&) {
+    return ScalarType::Undefined;
+  }
+}
+
 inline const char* dtype_name(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return "float32";
@@ -50,7 +65,10 @@ inline const char* dtype_name(ScalarType type) {
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
     case ScalarType::Bool: return "bool";
-    default: return "another dtype";
+    case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
+    case ScalarType::Float8_e5m2: return "float8_e5m2";
+    case ScalarType::Undefined: return "another dtype";
+    default: return torch::headeronly::toString(type);
   }
 }
 
@@ -62,8 +80,8 @@ inline Dtype float_dtype(ScalarType type, const char* op, const char* operand) {
 }
 
 inline void check_uint8(const Tensor& tensor, const char* op, const char* operand) {
-  check_type(tensor.scalar_type() == ScalarType::Byte, op, operand, "expected uint8, got ",
-             dtype_name(tensor.scalar_type()));
+  check_tensor(tensor, op, operand);
+  check_type(dtype_of(tensor) == ScalarType::Byte, op, operand, "expected uint8, got ", dtype_name(dtype_of(tensor)));
 }
 
 inline std::string device_name(const Tensor& tensor) {
@@ -85,6 +103,22 @@ inline void check_shape(const Tensor& tensor, std::initializer_list<int64_t> wan
     text += (i++ ? ", " : "") + std::to_string(size);
   }
   check_value(ok, op, operand, "expected shape ", text, "], got ", shape(tensor));
+}
+
+// No address space holds more elements, and what entries and kernels count below it does not overflow: a few bytes, a
+// padding to whole tiles for each. Tensors without memory behind them (expanded ones, those without rows) may be
+// larger.
+constexpr int64_t kMaxSize = int64_t{1} << 48;
+
+inline void check_size(int64_t size, const char* op, const char* operand) {
+  check_value(size <= kMaxSize, op, operand, "expected at most 2^48, got ", size);
+}
+
+// Of [..., k]: k counts also where there are no rows.
+inline void check_size(const Tensor& tensor, const char* op, const char* operand) {
+  bool ok = tensor.numel() <= kMaxSize;
+  for (int64_t i = 0; i < tensor.dim(); ++i) ok = ok && tensor.size(i) <= kMaxSize;
+  check_value(ok, op, operand, "expected at most 2^48 elements, got shape ", shape(tensor));
 }
 
 // The group size that kernels see, at most k: `group` is a multiple of 8 (a unit's columns), or at least k (one group),

@@ -18,8 +18,9 @@ void parallel_for(int64_t count, int64_t grain, void (*body)(void*, int64_t, int
 int64_t num_threads() { return torch::stable::get_num_threads(); }
 
 void* allocate(int64_t bytes) {
-  const int64_t rounded = (bytes + 63) / 64 * 64;
-  void* memory = std::aligned_alloc(64, static_cast<size_t>(rounded > 0 ? rounded : 64));
+  if (bytes < 0) throw std::bad_alloc();
+  // A multiple of 64, and never 0.
+  void* memory = std::aligned_alloc(64, (static_cast<size_t>(bytes > 0 ? bytes : 1) + 63) / 64 * 64);
   if (!memory) throw std::bad_alloc();
   return memory;
 }

@@ -78,4 +78,15 @@ inline void check_aligned(const void* data, size_t bytes, const char* op, const 
               " bytes, got a view that is not");
 }
 
+// What grids and 32-bit counters of kernels with packed weights can take, scales' words of a few tiles of rows
+// included.
+inline void check_cuda_sizes(const PackedMm& args, const char* op) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - 1024;
+  check_value(args.m < kMost, op, "x", "expected fewer than 2^31 - 1024 rows, got ", args.m);
+  check_value(args.n < kMost, op, "n", "expected less than 2^31 - 1024, got ", args.n);
+  check_value(args.k < int64_t{1} << 30, op, "x", "expected k below 2^30, got ", args.k);
+  const int64_t groups = ceil_div(args.k, args.group);
+  check_value(groups <= 1 << 26, op, "group_size", "expected at most 2^26 groups, got ", groups);
+}
+
 }  // namespace aoq

@@ -77,15 +77,15 @@ struct alignas(16) Lane {
   uint32_t word[kAtoms];
 };
 
-// Calls visit(pair, plain_byte) for what word `word` of a lane holds: plain_byte is the index in qdata, or -1 beyond n
-// and k.
+// Calls visit(pair, plain_byte, mask) for what word `word` of a lane holds: plain_byte is the index in qdata, or -1
+// beyond n and k; mask says which of the byte's nibbles are within k.
 template <class Visit>
 constexpr void each_pair(int64_t n, int64_t k, int64_t index, int word, Visit visit) {
   const int64_t tiles_k = ceil_div(k, kTileK), tile = index / kLanes;
   for (int pair = 0; pair < 4; ++pair) {
     const Code code = code_at({static_cast<int>(index % kLanes), word, pair});
     const int64_t row = tile / tiles_k * kTileN + code.row, column = tile % tiles_k * kTileK + code.k;
-    visit(pair, row < n && column < k ? row * ceil_div(k, 2) + column / 2 : -1);
+    visit(pair, row < n && column < k ? row * ceil_div(k, 2) + column / 2 : -1, column + 1 < k ? 255u : 15u);
   }
 }
 
@@ -94,16 +94,16 @@ constexpr int64_t lane_count(int64_t n, int64_t k) { return ceil_div(n, kTileN) 
 constexpr Lane pack_lane(const uint8_t* qdata, int64_t n, int64_t k, int64_t index) {
   Lane lane{};
   for (int word = 0; word < kAtoms; ++word)
-    each_pair(n, k, index, word, [&](int pair, int64_t at) {
-      if (at >= 0) lane.word[word] |= spread(qdata[at], pair);
+    each_pair(n, k, index, word, [&](int pair, int64_t at, uint32_t mask) {
+      if (at >= 0) lane.word[word] |= spread(qdata[at] & mask, pair);
     });
   return lane;
 }
 
 constexpr void unpack_lane(Lane lane, uint8_t* qdata, int64_t n, int64_t k, int64_t index) {
   for (int word = 0; word < kAtoms; ++word)
-    each_pair(n, k, index, word, [&](int pair, int64_t at) {
-      if (at >= 0) qdata[at] = static_cast<uint8_t>(gather(lane.word[word], pair));
+    each_pair(n, k, index, word, [&](int pair, int64_t at, uint32_t mask) {
+      if (at >= 0) qdata[at] = static_cast<uint8_t>(gather(lane.word[word], pair) & mask);
     });
 }
 

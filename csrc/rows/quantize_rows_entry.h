@@ -5,9 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include <torch/csrc/stable/ops.h>
-
-#include "base/check.h"
+#include "base/tensors.h"
 #include "formats/packed.h"
 #include "rows/quantize_rows.h"
 
@@ -34,32 +32,40 @@ inline bool is_asymmetric(const std::string& mapping, Codes codes, const char* o
 class QuantizeRowsCall {
  public:
   QuantizeRowsCall(const char* op, const Tensor& x, const char* name) : op_(op), x_(x) {
-    args.x_dtype = float_dtype(x.scalar_type(), op, name);
+    check_tensor(x, op, name);
+    args.x_dtype = float_dtype(dtype_of(x), op, name);
     check_value(x.dim() >= 1, op, name, "expected shape [..., k], got a scalar");
     args.k = x.size(x.dim() - 1);
     check_value(args.k > 0, op, name, "expected k > 0 in shape [..., k], got ", shape(x));
+    check_size(x, op, name);
     args.m = x.numel() / args.k;
-    args.x = rows_of(x, args.x_stride, kept_x_);
+    // Blocks of a grid on CUDA.
+    check_value(!x.is_cuda() || args.m < int64_t{1} << 31, op, name, "expected fewer than 2^31 rows, got ", args.m);
+    kept_x_ = as_rows(x, args.x_stride);
+    args.x = kept_x_.const_data_ptr();
     args.lb = 0;
     args.ub = std::numeric_limits<float>::infinity();
   }
 
   // residual or up: a tensor like x.
   void set_other(const Tensor& other, const char* name) {
-    check_type(other.scalar_type() == x_.scalar_type(), op_, name, "expected the first operand's dtype ",
-               dtype_name(x_.scalar_type()), ", got ", dtype_name(other.scalar_type()));
+    check_tensor(other, op_, name);
+    check_type(dtype_of(other) == dtype_of(x_), op_, name, "expected the first operand's dtype ",
+               dtype_name(dtype_of(x_)), ", got ", dtype_name(dtype_of(other)));
     bool same = other.dim() == x_.dim();
     for (int64_t i = 0; same && i < x_.dim(); ++i) same = other.size(i) == x_.size(i);
     check_value(same, op_, name, "expected the first operand's shape ", shape(x_), ", got ", shape(other));
     check_same_device(other, x_, op_, name);
-    args.other = rows_of(other, args.other_stride, kept_other_);
+    kept_other_ = as_rows(other, args.other_stride);
+    args.other = kept_other_.const_data_ptr();
   }
 
   void set_weight(const Tensor& weight) {
-    args.weight_dtype = float_dtype(weight.scalar_type(), op_, "weight");
+    check_tensor(weight, op_, "weight");
+    args.weight_dtype = float_dtype(dtype_of(weight), op_, "weight");
     check_shape(weight, {args.k}, op_, "weight");
     check_same_device(weight, x_, op_, "weight");
-    kept_weight_ = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
+    kept_weight_ = as_contiguous(weight);
     args.weight = kept_weight_.const_data_ptr();
   }
 
@@ -68,18 +74,17 @@ class QuantizeRowsCall {
     args.asymmetric = asymmetric;
     args.per_tensor = per_tensor;
     args.scale_dtype = float_dtype(scale_dtype, op_, "scale_dtype");
-    qdata = torch::stable::new_empty(x_, shape_with(args.permute ? ceil_div(args.k, 16) * 16 : args.k),
-                                     codes == Codes::int8   ? ScalarType::Char
-                                     : codes == Codes::e4m3 ? ScalarType::Float8_e4m3fn
-                                                            : ScalarType::Float8_e5m2);
-    scale = per_tensor ? torch::stable::new_empty(x_, {}, scale_dtype)
-                       : torch::stable::new_empty(x_, shape_with(1), scale_dtype);
-    zero_point = torch::stable::new_empty(x_, shape_with(asymmetric ? 1 : 0), scale_dtype);
+    qdata = new_tensor(x_, shape_with(args.permute ? ceil_div(args.k, 16) * 16 : args.k),
+                       codes == Codes::int8   ? ScalarType::Char
+                       : codes == Codes::e4m3 ? ScalarType::Float8_e4m3fn
+                                              : ScalarType::Float8_e5m2);
+    scale = per_tensor ? new_tensor(x_, {}, scale_dtype) : new_tensor(x_, shape_with(1), scale_dtype);
+    zero_point = new_tensor(x_, shape_with(asymmetric ? 1 : 0), scale_dtype);
     args.qdata = static_cast<uint8_t*>(qdata.mutable_data_ptr());
     args.scale = scale.mutable_data_ptr();
     args.zero_point = zero_point.mutable_data_ptr();
     if (per_tensor && x_.is_cuda()) {
-      workspace_ = torch::stable::new_empty(x_, {kPartialRanges}, ScalarType::Float);
+      workspace_ = new_tensor(x_, {kPartialRanges}, ScalarType::Float);
       args.workspace = static_cast<float*>(workspace_.mutable_data_ptr());
     }
   }
@@ -89,13 +94,12 @@ class QuantizeRowsCall {
     check_value(sum_group >= 0, op_, "sum_group", "expected 0 (no sums) or more, got ", sum_group);
     args.permute = permute;
     args.sum_group = sum_group < args.k ? sum_group : args.k;
-    group_sum =
-        torch::stable::new_empty(x_, shape_with(sum_group ? ceil_div(args.k, args.sum_group) : 0), ScalarType::Float);
+    group_sum = new_tensor(x_, shape_with(sum_group ? ceil_div(args.k, args.sum_group) : 0), ScalarType::Float);
     args.group_sum = sum_group ? static_cast<float*>(group_sum.mutable_data_ptr()) : nullptr;
   }
 
   void set_residual_out(bool wanted) {
-    residual_out = torch::stable::new_empty(x_, shape_with(wanted ? args.k : 0));
+    residual_out = new_tensor(x_, shape_with(wanted ? args.k : 0));
     args.residual_out = residual_out.mutable_data_ptr();
   }
 
@@ -103,14 +107,6 @@ class QuantizeRowsCall {
   Tensor qdata, scale, zero_point, group_sum, residual_out;
 
  private:
-  // The data of rows of k; a 2-d tensor may have any row stride, others that are not contiguous are copied once.
-  const void* rows_of(const Tensor& tensor, int64_t& stride, Tensor& kept) const {
-    const bool rows_only = tensor.dim() == 2 && tensor.stride(1) == 1;
-    kept = rows_only || tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-    stride = rows_only ? tensor.stride(0) : args.k;
-    return kept.const_data_ptr();
-  }
-
   std::vector<int64_t> shape_with(int64_t last) const {
     std::vector<int64_t> sizes(x_.sizes().begin(), x_.sizes().end());
     sizes.back() = last;

@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr int64_t kGatherStride = INT32_MAX / 15;  // the longest that gather16 takes: offsets have 32 bits
+
 template <class Function>
 inline float fold_lanes(F32x16 a, Function function) {
   float lane[16];

@@ -44,10 +44,16 @@ struct Avx512 {
     const __m512i low23 = _mm512_unpacklo_epi32(load(2), load(3)), high23 = _mm512_unpackhi_epi32(load(2), load(3));
     const __m512i columns[4] = {_mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
                                 _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
-    const __mmask8 mask = static_cast<__mmask8>((1u << count) - 1);
     int32_t* to = static_cast<int32_t*>(out);
+    // No masked store: with the extraction below it becomes one vextracti32x4, which faults on what the mask leaves
+    // out.
     auto store = [&](__m128i column) {
-      count == 4 ? _mm_storeu_si128(reinterpret_cast<__m128i*>(to), column) : _mm_mask_storeu_epi32(to, mask, column);
+      if (count == 4)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), column);
+      else if (count > 1)
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(to), column);
+      if (count == 1) to[0] = _mm_cvtsi128_si32(column);
+      if (count == 3) to[2] = _mm_extract_epi32(column, 2);
       to += stride;
     };
     for (const __m512i column : columns) store(_mm512_castsi512_si128(column));

@@ -90,7 +90,7 @@ class QuantizeReport:
         return "\n".join(lines)
 
     def log(self, chosen: bool = False) -> None:
-        """Writes the report to the log "aoq" as one line, and a warning if little is quantized and that was not `chosen`.
+        """Writes the report to the log "aoq" as one line, and a warning if little is quantized that was not `chosen`.
 
         Little is less than half of the weights, but for embeddings, that nothing was said about.
         """

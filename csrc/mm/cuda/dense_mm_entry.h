@@ -52,6 +52,7 @@ template <size_t N, size_t Q>
 Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
                 const CudaKernel<QuantizeRowsCudaKernel> (&quantizers)[Q], const PackedOperands& t, int64_t n,
                 const MmCodes& codes, int64_t config) {
+  check_tensor(t.x, op, "x");
   check_value(t.x.is_cuda(), op, "x", "expected the device of packed, ", device_name(t.packed), ", got ",
               device_name(t.x));
   const OnDevice on(t.x, op);
@@ -67,10 +68,10 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
         args.m, args.n, pitch, args.out_dtype == Dtype::f32, codes.x.codes == Codes::e5m2, codes.w == Codes::e5m2};
     const DenseKernels<N> here(kernels, on.capability);
 
-    const Tensor x_codes = torch::stable::new_empty(t.x, {args.m, pitch}, ScalarType::Char);
-    const Tensor x_scale = torch::stable::new_empty(t.x, {codes.x.per_tensor ? 1 : args.m}, ScalarType::Float);
-    const Tensor x_zero = torch::stable::new_empty(t.x, {args.x_asymmetric ? args.m : 0}, ScalarType::Float);
-    const Tensor ranges = torch::stable::new_empty(t.x, {codes.x.per_tensor ? kPartialRanges : 0}, ScalarType::Float);
+    const Tensor x_codes = new_tensor(t.x, {args.m, pitch}, ScalarType::Char);
+    const Tensor x_scale = new_tensor(t.x, {codes.x.per_tensor ? 1 : args.m}, ScalarType::Float);
+    const Tensor x_zero = new_tensor(t.x, {args.x_asymmetric ? args.m : 0}, ScalarType::Float);
+    const Tensor ranges = new_tensor(t.x, {codes.x.per_tensor ? kPartialRanges : 0}, ScalarType::Float);
     auto* const scale = static_cast<float*>(x_scale.mutable_data_ptr());
     auto* const zero = static_cast<float*>(x_zero.mutable_data_ptr());
     QuantizeRows rows = quantize_x(args, codes.x, static_cast<uint8_t*>(x_codes.mutable_data_ptr()), scale, zero);
@@ -98,7 +99,7 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
     auto multiply = [&](int one) {
       const int index = here.choose(one, problem, device, op);
       const int64_t bytes = dense::workspace_bytes(here.tiles[index], mm.m, mm.n, mm.multiprocessors);
-      const Tensor workspace = torch::stable::new_empty(t.x, {bytes}, ScalarType::Char);
+      const Tensor workspace = new_tensor(t.x, {bytes}, ScalarType::Char);
       mm.workspace = workspace.mutable_data_ptr();
       last_kernel.store(here.kernels[index]->name, std::memory_order_relaxed);
       here.kernels[index]->run(mm, on.stream);

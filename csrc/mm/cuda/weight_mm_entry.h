@@ -11,20 +11,21 @@ template <size_t S, size_t W>
 Tensor weight_mm(const char* op, const CudaKernel<WeightMmSkinnyKernel> (&few)[S],
                  const CudaKernel<WeightMmWideKernel> (&many)[W], const PackedOperands& t, int64_t n, Codes codes,
                  int64_t config) {
+  check_tensor(t.x, op, "x");
   check_value(t.x.is_cuda(), op, "x", "expected the device of packed, ", device_name(t.packed), ", got ",
               device_name(t.x));
   const OnDevice device(t.x, op);
   auto launch = [&](auto call, auto kernel, int64_t floats) {
     Tensor workspace;
     if (floats) {
-      workspace = torch::stable::new_empty(t.x, {floats}, ScalarType::Float);
+      workspace = new_tensor(t.x, {floats}, ScalarType::Float);
       call.workspace = static_cast<float*>(workspace.mutable_data_ptr());
     }
     kernel(call, device.stream);
     device.check_launch();
   };
   auto run = [&](PackedMm args) {
-    check_value(args.k < int64_t{1} << 30, op, "x", "expected k below 2^30, got ", args.k);
+    check_cuda_sizes(args, op);
     check_aligned(args.packed, 16, op, "packed");
     args.w_e5m2 = codes == Codes::e5m2;
     const bool f32 = args.x_dtype == Dtype::f32, copies = needs_copy(args);

@@ -29,7 +29,7 @@ template <class Call, class Kernel>
 void run(Call call, Kernel kernel, int64_t floats, const Tensor& x, const OnDevice& device) {
   Tensor workspace;
   if (floats) {
-    workspace = torch::stable::new_empty(x, {floats}, ScalarType::Float);
+    workspace = new_tensor(x, {floats}, ScalarType::Float);
     call.workspace = static_cast<float*>(workspace.mutable_data_ptr());
   }
   kernel(call, device.stream);
@@ -57,10 +57,11 @@ void multiply(const PackedMm& args, const int4_config::Choice& choice, const Ten
 
 Tensor int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero_point,
                     const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
+  check_tensor(x, kOp, "x");
   check_value(x.is_cuda(), kOp, "x", "expected the device of packed, ", device_name(packed), ", got ", device_name(x));
   const OnDevice device(x, kOp);
   auto run = [&](const PackedMm& args) {
-    check_value(args.k < int64_t{1} << 30, kOp, "x", "expected k below 2^30, got ", args.k);
+    check_cuda_sizes(args, kOp);
     check_aligned(args.packed, 16, kOp, "packed");
     check_aligned(args.scale, 4, kOp, "scale");
     check_aligned(args.zero_point, 4, kOp, "zero_point");

@@ -1,8 +1,6 @@
 // What int4_pack checks and allocates, on any device.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-
-#include "base/check.h"
+#include "base/tensors.h"
 #include "formats/packed.h"
 #include "ops/int4_pack/int4_pack.h"
 
@@ -18,8 +16,9 @@ Tensor int4_pack_entry(const Tensor& qdata, int64_t k, int64_t tile_k, int64_t t
   const int64_t n = qdata.size(0);
   check_shape(qdata, {n, ceil_div(k, 2)}, op, "qdata");
   check_value(n > 0, op, "qdata", "expected at least one row, got ", shape(qdata));
-  const Tensor qdata_ = qdata.is_contiguous() ? qdata : torch::stable::contiguous(qdata);
-  Tensor packed = torch::stable::new_empty(qdata, {ceil_div(n, kUnitN), ceil_div(k, tile_k), tile_bytes});
+  check_size(qdata, op, "qdata");
+  const Tensor qdata_ = as_contiguous(qdata);
+  Tensor packed = new_tensor(qdata, {ceil_div(n, kUnitN), ceil_div(k, tile_k), tile_bytes});
   run(Int4Pack{n, k, static_cast<const uint8_t*>(qdata_.const_data_ptr()),
                static_cast<uint8_t*>(packed.mutable_data_ptr())});
   return packed;

@@ -25,10 +25,12 @@ inline void pack_blocks(const aoq::Int4Pack& p, int64_t begin, int64_t end) {
       const uint8_t* from = rows + unit * 4;
       int64_t stride = row_bytes;
       const int64_t bytes = row_bytes - unit * 4 < 4 ? row_bytes - unit * 4 : 4;
-      if (count < kUnitN || bytes < 4) {  // beyond n or k: zeros
+      const bool half = p.k % 2 && unit + 1 == units;                       // the last byte's upper nibble is beyond k
+      if (count < kUnitN || bytes < 4 || half || stride > kGatherStride) {  // beyond n or k: zeros
         std::memset(edge, 0, sizeof(edge));
         for (int64_t row = 0; row < count; ++row)
           std::memcpy(edge + row * 4, from + row * row_bytes, static_cast<size_t>(bytes));
+        for (int64_t row = 0; row < count && half; ++row) edge[row * 4 + bytes - 1] &= 15;
         from = edge;
         stride = 4;
       }

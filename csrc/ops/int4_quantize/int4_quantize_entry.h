@@ -4,9 +4,7 @@
 #include <string>
 #include <tuple>
 
-#include <torch/csrc/stable/ops.h>
-
-#include "base/check.h"
+#include "base/tensors.h"
 #include "formats/packed.h"
 #include "ops/int4_quantize/int4_quantize.h"
 
@@ -28,25 +26,26 @@ std::tuple<Tensor, Tensor, Tensor> int4_quantize_entry(const char* op, const Ten
   Int4Quantize args{};
   check_value(bits >= 1 && bits <= 8, op, "bits", "expected 1 to 8, got ", bits);
   args.bits = static_cast<int>(bits);
-  args.w_dtype = float_dtype(w.scalar_type(), op, "w");
+  check_tensor(w, op, "w");
+  args.w_dtype = float_dtype(dtype_of(w), op, "w");
   check_value(w.dim() == 2 && w.size(1) > 0, op, "w", "expected shape [n, k] with k > 0, got ", shape(w));
+  check_size(w, op, "w");
   args.n = w.size(0);
   args.k = w.size(1);
   args.group = checked_group(group_size, args.k, op);
   args.mapping = parse_int4_mapping(mapping, op);
-  const ScalarType stored = scale_dtype.value_or(w.scalar_type());
+  const ScalarType stored = scale_dtype.value_or(dtype_of(w));
   args.scale_dtype = float_dtype(stored, op, "scale_dtype");
 
   const int64_t groups = ceil_div(args.k, args.group);
   const bool has_zero_point = args.mapping != Int4Mapping::symmetric;
-  Tensor qdata = torch::stable::new_empty(w, {args.n, ceil_div(args.k * bits, 8)}, ScalarType::Byte);
-  Tensor scale = torch::stable::new_empty(w, {args.n, groups}, stored);
-  Tensor zero_point = torch::stable::new_empty(w, {args.n, has_zero_point ? groups : 0}, stored);
+  Tensor qdata = new_tensor(w, {args.n, ceil_div(args.k * bits, 8)}, ScalarType::Byte);
+  Tensor scale = new_tensor(w, {args.n, groups}, stored);
+  Tensor zero_point = new_tensor(w, {args.n, has_zero_point ? groups : 0}, stored);
   if (args.n == 0) return {qdata, scale, zero_point};
 
-  const Tensor w_ = w.stride(1) == 1 ? w : torch::stable::contiguous(w);
+  const Tensor w_ = as_rows(w, args.w_stride);
   args.w = w_.const_data_ptr();
-  args.w_stride = w_.stride(0);
   args.qdata = static_cast<uint8_t*>(qdata.mutable_data_ptr());
   args.scale = scale.mutable_data_ptr();
   args.zero_point = zero_point.mutable_data_ptr();

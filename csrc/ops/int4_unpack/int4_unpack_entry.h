@@ -1,8 +1,6 @@
 // What int4_unpack checks and allocates, on any device.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-
-#include "base/check.h"
+#include "base/tensors.h"
 #include "formats/packed.h"
 #include "ops/int4_unpack/int4_unpack.h"
 
@@ -16,8 +14,9 @@ Tensor int4_unpack_entry(const Tensor& packed, int64_t n, int64_t k, int64_t til
   check_value(n > 0, op, "n", "expected at least 1, got ", n);
   check_value(k > 0, op, "k", "expected at least 1, got ", k);
   check_shape(packed, {ceil_div(n, kUnitN), ceil_div(k, tile_k), tile_bytes}, op, "packed");
-  const Tensor packed_ = packed.is_contiguous() ? packed : torch::stable::contiguous(packed);
-  Tensor qdata = torch::stable::new_empty(packed, {n, ceil_div(k, 2)});
+  check_size(packed, op, "packed");
+  const Tensor packed_ = as_contiguous(packed);
+  Tensor qdata = new_tensor(packed, {n, ceil_div(k, 2)});
   run(Int4Unpack{n, k, static_cast<const uint8_t*>(packed_.const_data_ptr()),
                  static_cast<uint8_t*>(qdata.mutable_data_ptr())});
   return qdata;

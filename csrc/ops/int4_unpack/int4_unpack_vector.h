@@ -28,6 +28,10 @@ inline void unpack_blocks(const aoq::Int4Unpack& p, int64_t begin, int64_t end) 
       for (int64_t row = 0; row < count; ++row)
         std::memcpy(rows + row * row_bytes + unit * 4, bytes + row, static_cast<size_t>(width));
     }
+    for (int64_t row = 0; row < count && p.k % 2; ++row) {
+      uint8_t& last = rows[(row + 1) * row_bytes - 1];
+      last = static_cast<uint8_t>(last & 15);  // the upper nibble is beyond k
+    }
   }
 }
 

@@ -39,7 +39,7 @@ void multiply(PackedMm args, const int4_config::Choice& choice, const Tensor& x,
   // One allocation: codes, which are whole sixteens, scales and zero points of rows, sums.
   const int64_t pitch = ceil_div(args.k, 16) * 16, codes = args.m * pitch;
   const int64_t rows = ceil_div(2 * args.m, 4) * 4;
-  Tensor workspace = torch::stable::new_empty(x, {codes / 4 + rows + floats}, ScalarType::Float);
+  Tensor workspace = new_tensor(x, {codes / 4 + rows + floats}, ScalarType::Float);
   auto* const memory = static_cast<float*>(workspace.mutable_data_ptr());
 
   float* const x_scale = memory + codes / 4;
@@ -66,10 +66,11 @@ void multiply(PackedMm args, const int4_config::Choice& choice, const Tensor& x,
 Tensor int8_int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale,
                          const std::optional<Tensor>& zero_point, const std::optional<Tensor>& w_sum,
                          const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
+  check_tensor(x, kOp, "x");
   check_value(x.is_cuda(), kOp, "x", "expected the device of packed, ", device_name(packed), ", got ", device_name(x));
   const OnDevice device(x, kOp);
   auto run = [&](const PackedMm& args) {
-    check_value(args.k < int64_t{1} << 30, kOp, "x", "expected k below 2^30, got ", args.k);
+    check_cuda_sizes(args, kOp);
     check_aligned(args.packed, 16, kOp, "packed");
     check_aligned(args.scale, 4, kOp, "scale");
     check_aligned(args.zero_point, 4, kOp, "zero_point");

@@ -7,10 +7,11 @@ namespace aoq {
 
 inline void check_int8_codes(const Tensor& qdata) {
   constexpr const char* op = "int8_pack";
-  check_type(qdata.scalar_type() == ScalarType::Char, op, "qdata", "expected int8, got ",
-             dtype_name(qdata.scalar_type()));
+  check_tensor(qdata, op, "qdata");
+  check_type(dtype_of(qdata) == ScalarType::Char, op, "qdata", "expected int8, got ", dtype_name(dtype_of(qdata)));
   check_value(qdata.dim() == 2 && qdata.numel() > 0, op, "qdata", "expected shape [n, k], neither 0, got ",
               shape(qdata));
+  check_size(qdata, op, "qdata");
 }
 
 }  // namespace aoq

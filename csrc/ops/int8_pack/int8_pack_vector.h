@@ -19,7 +19,7 @@ inline void pack_blocks(const aoq::Int8Pack& p, int64_t begin, int64_t end) {
       const uint8_t* from = rows + unit * kUnitK;
       int64_t stride = p.k;
       const int64_t width = p.k - unit * kUnitK < kUnitK ? p.k - unit * kUnitK : kUnitK;
-      if (count < kUnitN || width < kUnitK) {  // beyond n or k: zeros
+      if (count < kUnitN || width < kUnitK || stride > kGatherStride) {  // beyond n or k: zeros
         std::memset(edge, 0, sizeof(edge));
         for (int64_t row = 0; row < count; ++row)
           std::memcpy(edge + row * kUnitK, from + row * p.k, static_cast<size_t>(width));

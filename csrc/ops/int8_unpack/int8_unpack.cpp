@@ -1,10 +1,9 @@
 #include "ops/int8_unpack/int8_unpack.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
-#include "base/check.h"
 #include "base/kernel.h"
+#include "base/tensors.h"
 #include "formats/int8.h"
 
 namespace aoq {
@@ -23,8 +22,9 @@ Tensor int8_unpack(const Tensor& packed, int64_t n, int64_t k) {
   check_value(n > 0, op, "n", "expected at least 1, got ", n);
   check_value(k > 0, op, "k", "expected at least 1, got ", k);
   check_shape(packed, {ceil_div(n, kUnitN), ceil_div(k, int8::kUnitK), kUnitBytes}, op, "packed");
-  const Tensor packed_ = packed.is_contiguous() ? packed : torch::stable::contiguous(packed);
-  Tensor qdata = torch::stable::new_empty(packed, {n, k}, ScalarType::Char);
+  check_size(packed, op, "packed");
+  const Tensor packed_ = as_contiguous(packed);
+  Tensor qdata = new_tensor(packed, {n, k}, ScalarType::Char);
   select(kKernels)(Int8Unpack{n, k, static_cast<const uint8_t*>(packed_.const_data_ptr()),
                               static_cast<int8_t*>(qdata.mutable_data_ptr())});
   return qdata;

@@ -44,8 +44,8 @@ template <class Multiply>
 Tensor experts(const Tensor& x, const Weight& weight, const std::optional<Tensor>& bias, int64_t n,
                const Tensor& offsets, Multiply multiply) {
   check_value(x.dim() == 2, kOp, "x", "expected shape [m, k] with offsets, got ", shape(x));
-  check_type(offsets.scalar_type() == ScalarType::Int || offsets.scalar_type() == ScalarType::Long, kOp, "offsets",
-             "expected int32 or int64, got ", dtype_name(offsets.scalar_type()));
+  check_type(dtype_of(offsets) == ScalarType::Int || dtype_of(offsets) == ScalarType::Long, kOp, "offsets",
+             "expected int32 or int64, got ", dtype_name(dtype_of(offsets)));
   check_value(offsets.dim() == 1, kOp, "offsets", "expected shape [experts], got ", shape(offsets));
   check_same_device(offsets, x, kOp, "offsets");
   const int64_t count = offsets.size(0), m = x.size(0);
@@ -59,10 +59,12 @@ Tensor experts(const Tensor& x, const Weight& weight, const std::optional<Tensor
   if (weight.w_sum) check_experts(*weight.w_sum, 2, "w_sum");
   if (bias) check_experts(*bias, 2, "bias");
   check_value(n > 0, kOp, "n", "expected at least 1 row of w, got ", n);
+  check_size(n, kOp, "n");
+  check_size(x, kOp, "x");
   const Tensor ends = as_contiguous(offsets);
   const void* const data = ends.const_data_ptr();
-  const bool wide = offsets.scalar_type() == ScalarType::Long;
-  Tensor rows = x, out = torch::stable::new_empty(x, {m, n});
+  const bool wide = dtype_of(offsets) == ScalarType::Long;
+  Tensor rows = x, out = new_tensor(x, {m, n});
   int64_t begin = 0;
   for (int64_t expert = 0; expert < count; ++expert) {
     const int64_t end = wide ? static_cast<const int64_t*>(data)[expert] : static_cast<const int32_t*>(data)[expert];
@@ -93,6 +95,7 @@ Tensor mm_any(const Tensor& x, const std::vector<Tensor>& parts, const std::opti
               x_as);
   check_value(group_size.has_value() == info.grouped, kOp, "group_size", "expected ",
               info.grouped ? "a number" : "None", " for ", format, " weights");
+  check_tensor(x, kOp, "x");
   const Weight weight(parts);
   check_value(info.grouped || !weight.zero_point, kOp, "parts", "expected no zero_point for ", format, " weights");
   check_value(as == XAs::int8 || !weight.w_sum, kOp, "parts", "expected no w_sum unless x_as is int8");

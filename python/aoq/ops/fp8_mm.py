@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aoq.ops.checks import Checks
 from aoq.ops.fp8_quantize import fp8_quantize_reference
 from aoq.ops.fp8_weight_mm import fp8_dequantize_packed
-from aoq.ops.int8_pack import packed_shape
+from aoq.ops.int8_pack import packed_dtype, packed_shape
 from aoq.ops.int8_unpack import int8_unpack_reference
-from aoq.ops.packed import mm_reference, packed_mm, packed_mm_fake
+from aoq.ops.packed import check_config, mm_reference, packed_mm, packed_mm_fake
 
 _op = torch.ops.aoq.fp8_mm.default
 
@@ -73,7 +74,13 @@ def _(
     ub: float | None = None,
     config: int = -1,
 ) -> Tensor:
-    return packed_mm_fake(_op, packed_shape, x, (packed, scale), bias, n)
+    check = Checks("fp8_mm")
+    check_config(check, config, x)
+    check.fp8(w_dtype, "w_dtype")
+    check.granularity(granularity)
+    check.fp8(x_dtype, "x_dtype")
+    check.bounds(lb, ub)
+    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n)
 
 
 def fp8_mm_reference(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aoq.ops.dtypes import check_rows
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
 
 EPS = 1e-12  # the smallest absmax, so that zeros give zeros
@@ -49,7 +49,13 @@ def _(
     lb: float | None = None,
     ub: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_rows("fp8_quantize", "x", x)
+    check = Checks("fp8_quantize")
+    check.rows(x, "x")
+    check.granularity(granularity)
+    check.bounds(lb, ub)
+    any_rows = granularity == "row" or not isinstance(x.numel(), int) or x.numel() > 0
+    check.value(any_rows, "x", lambda: f"expected at least one row for a scale of all, got {list(x.shape)}")
+    check.fp8(dtype, "dtype")
     scale = x.new_empty((*x.shape[:-1], 1) if granularity == "row" else (), dtype=torch.float32)
     return x.new_empty(x.shape, dtype=dtype or torch.float8_e4m3fn), scale
 

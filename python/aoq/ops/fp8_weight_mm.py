@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from aoq.ops.checks import Checks
 from aoq.ops.fp8_quantize import fp8_dequantize
-from aoq.ops.int8_pack import packed_shape
+from aoq.ops.int8_pack import packed_dtype, packed_shape
 from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
-from aoq.ops.packed import mm_reference, packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.packed import check_config, mm_reference, packed_mm, packed_mm_fake, untile_scale
 
 _op = torch.ops.aoq.fp8_weight_mm.default
 
@@ -67,7 +68,10 @@ def _(
     w_dtype: torch.dtype | None = None,
     config: int = -1,
 ) -> Tensor:
-    return packed_mm_fake(_op, packed_shape, x, (packed, scale), bias, n)
+    check = Checks("fp8_weight_mm")
+    check_config(check, config, x)
+    check.fp8(w_dtype, "w_dtype")
+    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n)
 
 
 def fp8_weight_mm_reference(

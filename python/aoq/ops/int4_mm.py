@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aoq.ops.int4_pack import packed_shape
+from aoq.ops.checks import Checks
+from aoq.ops.int4_pack import packed_dtype, packed_shape
 from aoq.ops.int4_quantize import int4_dequantize
 from aoq.ops.int4_unpack import int4_unpack, int4_unpack_reference
-from aoq.ops.packed import mm_reference, packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.packed import check_config, mm_reference, packed_mm, packed_mm_fake, untile_scale
 
 _op = torch.ops.aoq.int4_mm.default
 
@@ -63,7 +64,9 @@ def _(
     group_size: int,
     config: int = -1,
 ) -> Tensor:
-    return packed_mm_fake(_op, packed_shape, x, (packed, scale, zero_point), bias, n)
+    check = Checks("int4_mm")
+    check_config(check, config, x)
+    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n, group_size, zero_point)
 
 
 def int4_mm_reference(

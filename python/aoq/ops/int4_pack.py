@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
 from aoq.ops.packed import TILE_N
 
@@ -17,6 +18,11 @@ def packed_shape(n: int, k: int, device: torch.device) -> tuple[int, int, int]:
     """The shape of what `int4_pack` makes on `device` of n rows of k codes."""
     tile_k, tile_bytes = (CUDA_TILE_K, CUDA_TILE_BYTES) if device.type == "cuda" else (TILE_K, 64)
     return (n + TILE_N - 1) // TILE_N, (k + tile_k - 1) // tile_k, tile_bytes
+
+
+def packed_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of what `int4_pack` makes on any device."""
+    return torch.uint8
 
 
 @raises_typed
@@ -45,6 +51,14 @@ def int4_pack(qdata: Tensor, k: int) -> Tensor:
 
 @torch.library.register_fake("aoq::int4_pack")  # type: ignore[untyped-decorator]
 def _(qdata: Tensor, k: int) -> Tensor:
+    check = Checks("int4_pack")
+    check.tensor(qdata, "qdata")
+    check.dtype(qdata.dtype, "qdata", (torch.uint8,))
+    check.value(qdata.dim() == 2, "qdata", lambda: f"expected shape [n, ceil(k/2)], got {list(qdata.shape)}")
+    check.at_least_one(k, "k")
+    check.shape(qdata, "qdata", qdata.shape[0], (k + 1) // 2)
+    check.value(qdata.shape[0] > 0, "qdata", lambda: f"expected at least one row, got {list(qdata.shape)}")
+    check.size(qdata, "qdata")
     return qdata.new_empty(packed_shape(qdata.shape[0], k, qdata.device))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from aoq.ops.bits import from_codes, row_bytes, to_codes
-from aoq.ops.dtypes import check_floats
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
 
 _HQQ_ITERATIONS = 20
@@ -70,15 +70,18 @@ def intx_quantize(
 def _fake(
     op: str, w: Tensor, bits: int, group_size: int, mapping: str, scale_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_floats(op, "w", w)
-    torch._check_value(w.dim() == 2, lambda: f"aoq::{op}: w: expected shape [n, k], got {tuple(w.shape)}")
-    torch._check_value(1 <= bits <= 8, lambda: f"aoq::{op}: bits: expected 1 to 8, got {bits}")
+    check = Checks(op)
+    check.tensor(w, "w")
+    check.floats(w.dtype, "w")
+    two = w.dim() == 2 and w.shape[1] > 0
+    check.value(two, "w", lambda: f"expected shape [n, k] with k > 0, got {list(w.shape)}")
+    check.size(w, "w")
+    check.value(1 <= bits <= 8, "bits", lambda: f"expected 1 to 8, got {bits}")
     n, k = w.shape
-    torch._check_value(
-        group_size > 0 and (group_size % 8 == 0 or group_size >= k),
-        lambda: f"aoq::{op}: group_size: expected a multiple of 8, or at least k = {k}, got {group_size}",
-    )
-    groups = -(-k // group_size)
+    groups = -(-k // check.group(group_size, k))
+    known = mapping in ("symmetric", "asymmetric", "hqq")
+    check.value(known, "mapping", lambda: f"expected symmetric, asymmetric or hqq, got {mapping}")
+    check.floats(scale_dtype or w.dtype, "scale_dtype")
     scale = w.new_empty((n, groups), dtype=scale_dtype or w.dtype)
     zero_point = scale.new_empty((n, 0 if mapping == "symmetric" else groups))
     return w.new_empty((n, row_bytes(k, bits)), dtype=torch.uint8), scale, zero_point

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
-from aoq.ops.int4_pack import CUDA_TILE_BYTES
+from aoq.ops.int4_pack import CUDA_TILE_BYTES, packed_shape
 from aoq.ops.packed import TILE_N
 
 
@@ -30,6 +31,13 @@ def int4_unpack(packed: Tensor, n: int, k: int) -> Tensor:
 
 @torch.library.register_fake("aoq::int4_unpack")  # type: ignore[untyped-decorator]
 def _(packed: Tensor, n: int, k: int) -> Tensor:
+    check = Checks("int4_unpack")
+    check.tensor(packed, "packed")
+    check.dtype(packed.dtype, "packed", (torch.uint8,))
+    check.at_least_one(n, "n")
+    check.at_least_one(k, "k")
+    check.shape(packed, "packed", *packed_shape(n, k, packed.device))
+    check.size(packed, "packed")
     return packed.new_empty((n, (k + 1) // 2))
 
 
@@ -52,4 +60,6 @@ def int4_rows(packed: Tensor, rows: Tensor, k: int) -> Tensor:
         even, odd = lanes[..., :2], lanes[..., 2:]
         plain = torch.stack((even & 0xF | odd << 4, even >> 4 | odd & 0xF0), dim=-1).flatten(-3)
     qdata: Tensor = plain[..., : (k + 1) // 2]
+    if k % 2:
+        qdata[..., -1] &= 0xF  # the upper nibble is beyond k
     return qdata

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aoq.ops.checks import Checks
 from aoq.ops.int4_mm import dequantize_packed
-from aoq.ops.int4_pack import packed_shape
+from aoq.ops.int4_pack import packed_dtype, packed_shape
 from aoq.ops.int4_quantize import int4_dequantize
 from aoq.ops.int4_unpack import int4_unpack_reference
 from aoq.ops.int8_mm import linear_reference
-from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.packed import check_config, packed_mm, packed_mm_fake, untile_scale
 
 _op = torch.ops.aoq.int8_int4_mm.default
 
@@ -72,7 +73,9 @@ def _(
     group_size: int,
     config: int = -1,
 ) -> Tensor:
-    return packed_mm_fake(_op, packed_shape, x, (packed, scale, zero_point, w_sum), bias, n)
+    check = Checks("int8_int4_mm")
+    check_config(check, config, x)
+    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n, group_size, zero_point, w_sum)
 
 
 def int8_int4_mm_reference(

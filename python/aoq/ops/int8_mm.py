@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aoq.ops.int8_pack import packed_shape
+from aoq.ops.checks import Checks
+from aoq.ops.int8_pack import packed_dtype, packed_shape
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize_reference
 from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
-from aoq.ops.packed import packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.packed import check_config, packed_mm, packed_mm_fake, untile_scale
 
 _op = torch.ops.aoq.int8_mm.default
 
@@ -54,7 +55,9 @@ def _(
     n: int,
     config: int = -1,
 ) -> Tensor:
-    return packed_mm_fake(_op, packed_shape, x, (packed, scale, w_sum), bias, n)
+    check = Checks("int8_mm")
+    check_config(check, config, x)
+    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n, w_sum=w_sum)
 
 
 def int8_mm_reference(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
 from aoq.ops.packed import TILE_N
 
@@ -51,7 +52,14 @@ def int8_pack(qdata: Tensor) -> Tensor:
 
 @torch.library.register_fake("aoq::int8_pack")  # type: ignore[untyped-decorator]
 def _(qdata: Tensor) -> Tensor:
-    device = qdata.device
+    check = Checks("int8_pack")
+    check.tensor(qdata, "qdata")
+    device, shape = qdata.device, list(qdata.shape)
+    check.dtype(qdata.dtype, "qdata", (torch.int8,))
+    check.value(
+        qdata.dim() == 2 and qdata.numel() > 0, "qdata", lambda: f"expected shape [n, k], neither 0, got {shape}"
+    )
+    check.size(qdata, "qdata")
     return qdata.new_empty(packed_shape(*qdata.shape, device), dtype=packed_dtype(device))  # type: ignore[call-arg]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aoq.ops.dtypes import check_rows
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
 
 QMIN, QMAX = -128, 127
@@ -38,7 +38,10 @@ def int8_quantize(
 
 @torch.library.register_fake("aoq::int8_quantize")  # type: ignore[untyped-decorator]
 def _(x: Tensor, mapping: str = "symmetric", scale_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    check_rows("int8_quantize", "x", x)
+    check = Checks("int8_quantize")
+    check.rows(x, "x")
+    check.mapping(mapping, torch.int8)
+    check.floats(scale_dtype or torch.float32, "scale_dtype")
     scale = x.new_empty((*x.shape[:-1], 1), dtype=scale_dtype or torch.float32)
     zero_point = scale.new_empty((*x.shape[:-1], 0 if mapping == "symmetric" else 1))
     return x.new_empty(x.shape, dtype=torch.int8), scale, zero_point

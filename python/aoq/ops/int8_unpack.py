@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
+from aoq.ops.int8_pack import packed_dtype, packed_shape
 from aoq.ops.packed import TILE_N
 
 
@@ -29,6 +31,13 @@ def int8_unpack(packed: Tensor, n: int, k: int) -> Tensor:
 
 @torch.library.register_fake("aoq::int8_unpack")  # type: ignore[untyped-decorator]
 def _(packed: Tensor, n: int, k: int) -> Tensor:
+    check = Checks("int8_unpack")
+    check.tensor(packed, "packed")
+    check.dtype(packed.dtype, "packed", (packed_dtype(packed.device),))
+    check.at_least_one(n, "n")
+    check.at_least_one(k, "k")
+    check.shape(packed, "packed", *packed_shape(n, k, packed.device))
+    check.size(packed, "packed")
     return packed.new_empty((n, k), dtype=torch.int8)
 
 

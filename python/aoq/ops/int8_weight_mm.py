@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aoq.ops.int8_pack import packed_shape
+from aoq.ops.checks import Checks
+from aoq.ops.int8_pack import packed_dtype, packed_shape
 from aoq.ops.int8_quantize import int8_dequantize
 from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
-from aoq.ops.packed import mm_reference, packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.packed import check_config, mm_reference, packed_mm, packed_mm_fake, untile_scale
 
 _op = torch.ops.aoq.int8_weight_mm.default
 
@@ -40,7 +41,9 @@ def _dequantize(packed: Tensor, scale: Tensor, n: int, k: int, dtype: torch.dtyp
 
 @torch.library.register_fake("aoq::int8_weight_mm")  # type: ignore[untyped-decorator]
 def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int, config: int = -1) -> Tensor:
-    return packed_mm_fake(_op, packed_shape, x, (packed, scale), bias, n)
+    check = Checks("int8_weight_mm")
+    check_config(check, config, x)
+    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n)
 
 
 def int8_weight_mm_reference(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, n: int) -> Tensor:

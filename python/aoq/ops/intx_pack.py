@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from aoq.ops.bits import from_codes, pack_codes, packed_shape, row_bytes, to_codes, unpack_codes
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
 
 
@@ -45,15 +46,35 @@ def intx_unpack(packed: Tensor, n: int, k: int, bits: int) -> Tensor:
     return qdata
 
 
+def _check_sizes(check: Checks, k: int, bits: int) -> None:
+    check.value(1 <= bits <= 7, "bits", lambda: f"expected 1 to 7 (int8_pack takes 8), got {bits}")
+    check.at_least_one(k, "k")
+    check.size(k, "k")
+
+
 @torch.library.register_fake("aoq::intx_pack")  # type: ignore[untyped-decorator]
 def _(qdata: Tensor, k: int, bits: int) -> Tensor:
-    torch._check_value(1 <= bits <= 7, lambda: f"aoq::intx_pack: bits: expected 1 to 7, got {bits}")
+    check = Checks("intx_pack")
+    check.tensor(qdata, "qdata")
+    check.dtype(qdata.dtype, "qdata", (torch.uint8,))
+    rows = qdata.dim() == 2 and qdata.shape[0] > 0
+    check.value(rows, "qdata", lambda: f"expected shape [n, ceil(k * bits / 8)] with n > 0, got {list(qdata.shape)}")
+    _check_sizes(check, k, bits)
+    check.shape(qdata, "qdata", qdata.shape[0], row_bytes(k, bits))
+    check.size(qdata, "qdata")
     return qdata.new_empty(packed_shape(qdata.shape[0], k, bits))
 
 
 @torch.library.register_fake("aoq::intx_unpack")  # type: ignore[untyped-decorator]
 def _(packed: Tensor, n: int, k: int, bits: int) -> Tensor:
-    torch._check_value(1 <= bits <= 7, lambda: f"aoq::intx_unpack: bits: expected 1 to 7, got {bits}")
+    check = Checks("intx_unpack")
+    check.tensor(packed, "packed")
+    check.dtype(packed.dtype, "packed", (torch.uint8,))
+    check.at_least_one(n, "n")
+    check.size(n, "n")
+    _check_sizes(check, k, bits)
+    check.shape(packed, "packed", *packed_shape(n, k, bits))
+    check.size(packed, "packed")
     return packed.new_empty((n, row_bytes(k, bits)))
 
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from aoq import _C
 from aoq.ops.bits import from_codes, packed_shape, unpack_codes
-from aoq.ops.errors import typed
+from aoq.ops.checks import Checks
+from aoq.ops.errors import explained, typed
 from aoq.ops.fp8_quantize import fp8_dequantize
 from aoq.ops.int4_quantize import intx_dequantize
 from aoq.ops.int8_mm import linear_reference
 from aoq.ops.int8_quantize import int8_dequantize
 from aoq.ops.int8_unpack import int8_unpack_reference
-from aoq.ops.packed import check_devices, differentiable, untile_scale
+from aoq.ops.packed import differentiable, packed_mm_fake, untile_scale
 from aoq.ops.packed import mm_reference as exact_mm
 
 PARTS = ("packed", "scale", "zero_point", "w_sum")
@@ -104,9 +105,15 @@ def _call(
         out: Tensor = _op(x, parts, *rest)
         return out
     except RuntimeError as error:
-        operands = (packed, scale, zero_point, w_sum, rest[0], rest[-1])
-        check_devices("aoq::mm", x, dict(zip((*PARTS, "bias", "offsets"), operands, strict=True)))
-        raise typed(error) from None
+        found = typed(error)
+        if found is error:  # the dispatcher's, which names no operand
+            check = Checks("mm")
+            for name, part in zip(PARTS, (packed, scale, zero_point, w_sum), strict=True):
+                if part is not None:
+                    check.same_device(part, name, x)
+            names = (argument.name for argument in _op._schema.arguments[2:])
+            found = explained(_op, {"x": x, **dict(zip(names, rest, strict=False))}, error)
+        raise found from None
 
 
 def _dequantize(
@@ -146,17 +153,34 @@ def _(
     offsets: Tensor | None = None,
     config: int = -1,
 ) -> Tensor:
-    given: dict[str, Tensor | None] = {**dict(zip(PARTS, parts, strict=False)), "bias": bias, "offsets": offsets}
-    check_devices("aoq::mm", x, given)
-    torch._check_value(
-        format in FORMATS, lambda: f"aoq::mm: format: expected one of {', '.join(FORMATS)}, got {format}"
+    check = Checks("mm")
+    check.value(format in FORMATS, "format", lambda: f"expected one of {', '.join(FORMATS)}, got {format}")
+    of = FORMATS[format]
+    check.value(x_as in ("given", "int8"), "x_as", lambda: f"expected given or int8, got {x_as}")
+    check.value(x_as in of.ops, "x_as", lambda: f"expected given for {format} weights, got {x_as}")
+    numbers = "a number" if of.grouped else "None"
+    check.value(
+        (group_size is not None) == of.grouped, "group_size", lambda: f"expected {numbers} for {format} weights"
     )
-    k, got = x.shape[-1], tuple(parts[0].shape[-3:])
-    wanted = packed_shape(n, k, FORMATS[format].bits)
-    torch._check_value(
-        got == wanted, lambda: f"aoq::mm: packed: expected shape {wanted} for x with {k} columns, got {got}"
-    )
-    return x.new_empty((*x.shape[:-1], n))
+    wanted = "expected packed, scale, zero_point and w_sum, got"
+    check.value(2 <= len(parts) <= 4, "parts", lambda: f"{wanted} {len(parts)} tensors")
+    if offsets is not None:
+        check.value(x.dim() == 2, "x", lambda: f"expected shape [m, k] with offsets, got {list(x.shape)}")
+        parts = [part[0] if part.numel() else part for part in parts]
+        bias = None if bias is None else bias[0]
+    zero_point, w_sum = ([*parts[2:], None, None])[:2]
+    zero_point = zero_point if zero_point is not None and zero_point.numel() else None
+    w_sum = w_sum if w_sum is not None and w_sum.numel() else None
+    check.value(of.grouped or zero_point is None, "parts", lambda: f"expected no zero_point for {format} weights")
+    check.value(x_as == "int8" or w_sum is None, "parts", lambda: "expected no w_sum unless x_as is int8")
+
+    def shape(n: int, k: int, device: torch.device) -> tuple[int, ...]:
+        return packed_shape(n, k, of.bits)
+
+    def dtype(device: torch.device) -> torch.dtype:
+        return torch.uint8
+
+    return packed_mm_fake(check, shape, dtype, x, parts[0], parts[1], bias, n, group_size, zero_point, w_sum)
 
 
 def mm_reference(

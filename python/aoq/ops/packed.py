@@ -11,13 +11,16 @@ from torch._ops import OpOverload
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from aoq.ops.errors import typed
+from aoq.ops.checks import Checks
+from aoq.ops.dtypes import dtype_name
+from aoq.ops.errors import explained
 
 TILE_N = 16  # rows of a tile
 
 Operands: TypeAlias = "tuple[Tensor | None, ...]"
 Dequantize: TypeAlias = Callable[..., Tensor]
 PackedShape: TypeAlias = Callable[[int, int, torch.device], tuple[int, ...]]
+PackedDtype: TypeAlias = Callable[[torch.device], torch.dtype]
 
 
 def tile_scale(scale: Tensor) -> Tensor:
@@ -41,19 +44,20 @@ def packed_mm(
     Args:
         dequantize: (*weight, *sizes, k, dtype) -> [n, k], for the backward pass.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in (x, bias)):
         count = len(weight)
 
         def call(x: Tensor, *rest: Any) -> Tensor:
             return packed_mm(op, dequantize, x, rest[:count], *rest[count:])
 
         return differentiable(call, dequantize, x, weight, bias, *sizes)
+    operands = (x, *weight, bias, *sizes)
     try:
-        out: Tensor = op(x, *weight, bias, *sizes)
+        out: Tensor = op(*operands)
         return out
     except RuntimeError as error:
-        _check_operands(op, x, *weight, bias)  # the dispatcher names no operand
-        raise typed(error) from None
+        names = (argument.name for argument in op._schema.arguments)
+        raise explained(op, dict(zip(names, operands, strict=False)), error) from None
 
 
 def differentiable(
@@ -69,17 +73,63 @@ def differentiable(
 
 
 def packed_mm_fake(
-    op: OpOverload, packed_shape: PackedShape, x: Tensor, weight: Operands, bias: Tensor | None, n: int
+    check: Checks,
+    packed_shape: PackedShape,
+    packed_dtype: PackedDtype,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    n: int,
+    group_size: int | None = None,
+    zero_point: Tensor | None = None,
+    w_sum: Tensor | None = None,
 ) -> Tensor:
-    """What `op` returns, without values. `packed_shape`: (n, k, device) -> that of the packed codes there."""
-    _check_operands(op, x, *weight, bias)
-    assert weight[0] is not None
-    k, got = x.shape[-1], tuple(weight[0].shape)
-    wanted = packed_shape(n, k, x.device)
-    torch._check_value(
-        got == wanted, lambda: f"{op.name()}: packed: expected shape {wanted} for x with {k} columns, got {got}"
-    )
+    """What the op that `check` is of returns, without values: csrc/mm/packed_mm_entry.h.
+
+    packed_shape, packed_dtype: (n, k, device) and (device) -> those of the packed codes there.
+    """
+    for name, operand in (("x", x), ("packed", packed), ("scale", scale)):
+        check.tensor(operand, name)
+    check.value(x.dim() >= 1, "x", lambda: "expected shape [..., k], got a scalar")
+    check.value(n > 0, "n", lambda: f"expected at least 1 row of w, got {n}")
+    check.size(n, "n")
+    check.value(x.shape[-1] > 0, "x", lambda: f"expected k > 0 in shape [..., k], got {list(x.shape)}")
+    check.size(x, "x")
+    k = x.shape[-1]
+    group = k if group_size is None else check.group(group_size, k)
+    check.floats(x.dtype, "x")
+    check.floats(scale.dtype, "scale")
+    check.dtype(packed.dtype, "packed", (packed_dtype(x.device),))
+    check.shape(packed, "packed", *packed_shape(n, k, x.device))
+    check.size(packed, "packed")
+    tiled = (-(-n // TILE_N), -(-k // group), TILE_N)
+    check.shape(scale, "scale", *tiled)
+    check.same_device(packed, "packed", x)
+    check.same_device(scale, "scale", x)
+    if zero_point is not None:
+        same = zero_point.dtype == scale.dtype
+        names = (dtype_name(scale.dtype), dtype_name(zero_point.dtype))
+        check.type(same, "zero_point", lambda: f"expected scale's dtype {names[0]}, got {names[1]}")
+        check.shape(zero_point, "zero_point", *tiled)
+        check.same_device(zero_point, "zero_point", x)
+    if w_sum is not None:
+        check.dtype(w_sum.dtype, "w_sum", (torch.float32,))
+        check.shape(w_sum, "w_sum", n)
+        check.same_device(w_sum, "w_sum", x)
+    if bias is not None:
+        check.floats(bias.dtype, "bias")
+        check.shape(bias, "bias", n)
+        check.same_device(bias, "bias", x)
     return x.new_empty((*x.shape[:-1], n))
+
+
+def check_config(check: Checks, config: int, x: Tensor) -> None:
+    """On CUDA how many there are depends on the device, and on all operands."""
+    check.tensor(x, "x")
+    on_cpu = x.device.type != "cuda"
+    text = "-1, as the CPU's kernels have none" if on_cpu else "-1 or more"
+    check.value(config == -1 or (config > -1 and not on_cpu), "config", lambda: f"expected {text}, got {config}")
 
 
 def mm_reference(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -88,27 +138,16 @@ def mm_reference(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) 
     return (out if bias is None else out + bias.double()).to(dtype)
 
 
-def _check_operands(op: OpOverload, x: Tensor, *others: Tensor | None) -> None:
-    names = (argument.name for argument in op._schema.arguments[1:])
-    check_devices(op._schema.name, x, dict(zip(names, others, strict=False)))
-
-
-def check_devices(op: str, x: Tensor, others: dict[str, Tensor | None]) -> None:
-    """Raises ValueError unless every operand is on the device of `x`."""
-    for name, operand in others.items():
-        if operand is not None and operand.device != x.device:
-            raise ValueError(f"{op}: {name}: expected the device of x, {x.device}, got {operand.device}")
-
-
 class _PackedMm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Callable[..., Tensor], dequantize: Dequantize, *operands: Any) -> Tensor:
         x, bias, sizes, *weight = operands
+        with torch.no_grad():
+            out: Tensor = call(x, *weight, bias, *sizes)
         ctx.save_for_backward(*weight)
         ctx.dequantize, ctx.sizes, ctx.k, ctx.dtype = dequantize, sizes, x.shape[-1], x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        with torch.no_grad():
-            return call(x, *weight, bias, *sizes)
+        return out
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

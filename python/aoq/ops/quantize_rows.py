@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from aoq.ops.checks import Checks
+from aoq.ops.dtypes import FP8_DTYPES
 from aoq.ops.fp8_quantize import fp8_quantize_reference
 from aoq.ops.int8_quantize import int8_quantize_reference
 
@@ -13,10 +15,25 @@ from aoq.ops.int8_quantize import int8_quantize_reference
 PERMUTED_K = [2 * (p // 4) + p % 4 // 2 + 8 * (p % 2) for p in range(16)]
 
 
+def check_like(check: Checks, other: Tensor, operand: str, x: Tensor) -> None:
+    """Raises unless `other` is a tensor like `x`, the op's first operand."""
+    check.tensor(other, operand)
+    names, shapes = (str(x.dtype)[6:], str(other.dtype)[6:]), (list(x.shape), list(other.shape))
+    check.type(
+        other.dtype == x.dtype, operand, lambda: f"expected the first operand's dtype {names[0]}, got {names[1]}"
+    )
+    same = other.dim() == x.dim() and all(a == b for a, b in zip(other.shape, x.shape, strict=True))
+    check.value(same, operand, lambda: f"expected the first operand's shape {shapes[0]}, got {shapes[1]}")
+    check.same_device(other, operand, x)
+
+
 def quantized_rows_fake(
-    x: Tensor, dtype: torch.dtype, mapping: str, sum_group: int, permute: bool
+    check: Checks, x: Tensor, dtype: torch.dtype, mapping: str, sum_group: int, permute: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """qdata, scale, zero_point and group_sum for rows like those of `x`, without values."""
+    check.dtype(dtype, "dtype", (torch.int8, *FP8_DTYPES), "int8, float8_e4m3fn or float8_e5m2")
+    check.value(sum_group >= 0, "sum_group", lambda: f"expected 0 (no sums) or more, got {sum_group}")
+    check.mapping(mapping, dtype)
     *rows, k = x.shape
     scale = x.new_empty((*rows, 1), dtype=torch.float32)
     return (
@@ -38,6 +55,7 @@ def quantized_rows_reference(
         zero_point = scale[..., :0]
     group_sum = scale[..., :0]
     if sum_group:
+        sum_group = min(sum_group, codes.shape[-1])
         padded = pad(codes.double(), (0, -codes.shape[-1] % sum_group))
         group_sum = padded.unflatten(-1, (-1, sum_group)).sum(-1).float()
     if permute:

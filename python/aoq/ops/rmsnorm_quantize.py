@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aoq.ops.dtypes import check_rows
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
-from aoq.ops.quantize_rows import quantized_rows_fake, quantized_rows_reference
+from aoq.ops.quantize_rows import check_like, quantized_rows_fake, quantized_rows_reference
 
 
 @raises_typed
@@ -61,9 +61,17 @@ def _(
     sum_group: int = 0,
     permute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_rows("rmsnorm_quantize", "x", x)
-    residual_out = x.new_empty((*x.shape[:-1], 0 if residual is None else x.shape[-1]))
-    return *quantized_rows_fake(x, dtype, mapping, sum_group, permute), residual_out
+    check = Checks("rmsnorm_quantize")
+    k = check.rows(x, "x")
+    check.tensor(weight, "weight")
+    check.floats(weight.dtype, "weight")
+    check.shape(weight, "weight", k)
+    check.same_device(weight, "weight", x)
+    if residual is not None:
+        check_like(check, residual, "residual", x)
+    check.value(eps >= 0, "eps", lambda: f"expected 0 or more, got {eps}")
+    residual_out = x.new_empty((*x.shape[:-1], 0 if residual is None else k))
+    return *quantized_rows_fake(check, x, dtype, mapping, sum_group, permute), residual_out
 
 
 def rmsnorm_quantize_reference(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aoq.ops.dtypes import check_rows
+from aoq.ops.checks import Checks
 from aoq.ops.errors import raises_typed
-from aoq.ops.quantize_rows import quantized_rows_fake, quantized_rows_reference
+from aoq.ops.quantize_rows import check_like, quantized_rows_fake, quantized_rows_reference
 
 
 @raises_typed
@@ -36,9 +36,10 @@ def silu_mul_quantize(
 def _(
     gate: Tensor, up: Tensor, dtype: torch.dtype, mapping: str = "symmetric", sum_group: int = 0, permute: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_rows("silu_mul_quantize", "gate", gate)
-    check_rows("silu_mul_quantize", "up", up)
-    return quantized_rows_fake(gate, dtype, mapping, sum_group, permute)
+    check = Checks("silu_mul_quantize")
+    check.rows(gate, "gate")
+    check_like(check, up, "up", gate)
+    return quantized_rows_fake(check, gate, dtype, mapping, sum_group, permute)
 
 
 def silu_mul_quantize_reference(
