@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import time
@@ -165,6 +166,13 @@ def test_thousands_of_tensors_take_seconds(tmp_path: Path) -> None:
     save_file({f"layers.{i}.weight": w.clone() for i in range(4000)}, tmp_path / "model.safetensors")
     assert len(load_file(tmp_path / "model.safetensors")) == 4000
     assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("old", ["integrations.safetensors", "checkpoint", "convert", "tensors.int8_int4"])
+def test_import_paths_of_the_first_version(old: str) -> None:
+    module = importlib.import_module(f"aoq.{old}")
+    now = importlib.import_module("aoq.tensors.int4" if "int8_int4" in old else f"aoq.storage.{old.rpartition('.')[2]}")
+    assert module is not now and all(getattr(module, name) is getattr(now, name) for name in module.__all__)
 
 
 # ---- errors: each names the file and the tensor
