@@ -10,7 +10,7 @@ __version__ = version(NAME)
 
 
 def producer() -> str:
-    """What a file states that this aoq writes: "aoq 0.1.0"."""
+    """What a file states that this aoq writes: "aoq 0.2.0"."""
     return f"{NAME} {__version__}"
 
 

@@ -3,7 +3,7 @@
 A quantized `model.layers.0.mlp.up_proj.weight` is stored in the plain layout as tensors
 `model.layers.0.mlp.up_proj._weight_qdata`, `..._weight_scale`, ... and, under its own name in the metadata, as JSON
 
-    {"_type": "Int4Tensor", "_version": 1, "_producer": "aoq 0.1.0",
+    {"_type": "Int4Tensor", "_version": 1, "_producer": "aoq 0.2.0",
      "_data": {attributes, shape, dtype}, "_tensor_data_names": ["qdata", "scale"]}
 
 `_version` is that of the format, 1 where there is none; files of aoq 0.1 state neither it nor a producer. Attributes
