@@ -20,6 +20,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in slow]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--isa", help="of the ops' tests, run those of this ISA's own kernels: avx2, amx, ...")
+
+
 @pytest.fixture(autouse=True)
 def alike() -> Iterator[None]:
     """A test begins as if it were the only one."""
