@@ -1,57 +1,85 @@
 # make demo   the main job on a real chat model: quantize, save, reload, answer; size, quality and speed beside bf16
-# make test   everything that a machine without a GPU can prove
+# make test   everything that a machine without a GPU can prove; FULL=1 with the cases marked slow
 # make gpu    on a machine with one: its tests, figures of ops and of whole models
-# Also: build, wheel, lint, bench, bench-vllm, sanitize, test-integrations, test-torch-2.10, clean. Each makes what it needs, from nothing.
+# Also: build, wheel, lint, bench, bench-vllm, sanitize, test-isas, test-integrations, test-torch-2.10, nightly, clean. Each
+# makes what it needs, from nothing.
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 CUTLASS := nvidia-cutlass==4.2.0.0# headers; what else it asks for, nothing here needs
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/pip --disable-pip-version-check --quiet
+UV     := $(BIN)/python scripts/uv.py --quiet
+PIP    := $(UV) pip install --python
 
 CSRC   := $(shell find csrc cmake third_party -type f) CMakeLists.txt pyproject.toml
 PYSRC  := $(shell find python -name '*.py' -o -name py.typed)
-# A variant of the package beside the installed one: $(call variant,NAME,CMAKE DEFINES)
-variant = $(PIP) install --no-build-isolation --no-deps --upgrade --target build/$(1) \
-          -C build-dir=build/cmake-$(1) $(foreach d,$(2),-C cmake.define.$(d)) .
+# ninja's own choice is two more than there are processors, and each of nvcc's takes up to 3 GB.
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
+# A package with the AMX kernels on emulated tiles, to put before the installed one by PYTHONPATH: $(call emulated,BUILD,PREFIX)
+emulated = $(BIN)/cmake --build build/cmake-$(1) --target emulated && \
+           $(BIN)/cmake --install build/cmake-$(1) --component emulated --prefix build/$(2) >/dev/null
 
-.PHONY: gpu wheel demo test test-integrations lint bench bench-vllm sanitize build clean
+# A worker for each of two processors, and tests marked `alone` by themselves. Threads of a worker that wait do so asleep.
+WORKERS ?= 2
+export OMP_WAIT_POLICY ?= passive
+marks = $(if $(1),($(1))$(if $(FULL), and (slow or not slow)),$(if $(FULL),slow or not slow))
+pytest = python -m pytest -q$(if $(1)$(FULL), -m "$(marks)")
+parallel = -n $(WORKERS) --dist $(1)
+
+.PHONY: gpu wheel demo test test-isas test-integrations lint bench bench-vllm sanitize build nightly clean
 .DEFAULT_GOAL := test
 
 build: build/.installed
 
 $(VENV)/.ready: pyproject.toml scripts/venv.sh
 	PYTHON=$(PYTHON) sh scripts/venv.sh $(VENV)
-	$(PIP) install "$(TORCH)" cmake ninja "scikit-build-core>=0.10"
-	$(PIP) install --no-deps "$(CUTLASS)"
+	$(BIN)/pip --disable-pip-version-check --quiet --quiet install uv
+	$(PIP) $(BIN)/python "$(TORCH)" cmake ninja "scikit-build-core>=0.10"
+	$(PIP) $(BIN)/python --no-deps "$(CUTLASS)"
 	touch $@
 
-build/.installed: $(VENV)/.ready $(CSRC) $(PYSRC)
-	$(PIP) install --no-build-isolation '.[transformers]'
-	mkdir -p build && touch $@
+build/wheel/.ready: $(VENV)/.ready $(CSRC) $(PYSRC)
+	rm -rf build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/uv.py build --wheel --no-build-isolation --python $(BIN)/python \
+	  --no-create-gitignore -C build-dir=build/cmake-wheel -o build/wheel .
+	touch $@
 
-build/.test-tools: $(VENV)/.ready build/.installed
-	$(PIP) install --no-build-isolation '.[test,lint]'
-	$(PIP) install --no-deps 'nvidia-cuda-cuobjdump<14' 'nvidia-cuda-nvdisasm<14'  # to look at what nvcc made
+build/.installed: build/wheel/.ready
+	$(PIP) $(BIN)/python --reinstall-package aoq "$$(ls build/wheel/*.whl)[transformers]"
+	touch $@
+
+build/.test-tools: build/.installed
+	$(PIP) $(BIN)/python "$$(ls build/wheel/*.whl)[test,lint]"
+	$(PIP) $(BIN)/python --no-deps 'nvidia-cuda-cuobjdump<14' 'nvidia-cuda-nvdisasm<14'  # to look at what nvcc made
 	touch $@
 
 build/.emulated: build/.installed
-	$(call variant,emulated,AOQ_EMULATE_AMX=ON AOQ_CUDA=OFF)
+	$(call emulated,wheel,emulated)
 	touch $@
 
-build/.sanitized: build/.installed
-	$(call variant,sanitized,AOQ_EMULATE_AMX=ON AOQ_CUDA=OFF AOQ_SANITIZE=address$(comma)undefined)
+build/.sanitized: $(VENV)/.ready $(CSRC) $(PYSRC)
+	$(BIN)/cmake -S . -B build/cmake-sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DAOQ_CUDA=OFF -DAOQ_SANITIZE=address,undefined
+	$(call emulated,sanitized,sanitized)
 	touch $@
-comma := ,
 
 demo: build
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
 
-# The suite on the machine's own kernels, then the ops again with the AMX kernels on emulated tiles.
+# The suite on the machine's own kernels, then the AMX kernels on emulated tiles.
 test: build/.test-tools build/.emulated
-	$(BIN)/python -m pytest -q
-	PYTHONPATH=build/emulated $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
+	$(BIN)/$(call pytest,not alone) $(call parallel,loadfile) --no-loadscope-reorder
+	$(BIN)/$(call pytest,alone)
+	PYTHONPATH=build/emulated $(BIN)/$(pytest) $(call parallel,worksteal) -p no:cacheprovider --isa amx tests/ops
+
+# What stands on the ops, under an ISA that is forced as a user forces it. That every kernel is right, and that what was packed
+# under one ISA runs under the others, `make test` proves in one process.
+ISAS ?= $(if $(FULL),$$($(BIN)/python -c 'from aoq import _C; print(*_C.isas())'),avx2)
+test-isas: build/.test-tools
+	for isa in $(ISAS); do \
+	  AOQ_ISA=$$isa $(BIN)/$(pytest) $(call parallel,worksteal) tests/tensors tests/test_quantize.py || exit; \
+	done
 
 # aoq inside the real frameworks, each in an environment of its own: FRAMEWORKS="vllm diffusers" selects.
 FRAMEWORKS ?= $(sort $(basename $(notdir $(wildcard tests/frameworks/*.txt))))
@@ -61,18 +89,17 @@ test-integrations: $(FRAMEWORKS:%=test-framework-%)
 
 test-framework-%: build/env-%/.ready build/models/SmolLM2-135M-Instruct
 	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/build/env-$*/bin:$$PATH" \
-	  python -m pytest -q -p no:cacheprovider $(wildcard tests/frameworks/test_$*.py tests/frameworks/test_$*_*.py)
+	  $(pytest) -p no:cacheprovider $(wildcard tests/frameworks/test_$*.py tests/frameworks/test_$*_*.py)
 
 # What frameworks pin of torch's siblings is built for CUDA and does not load beside this torch. NAME.no-deps lists what
 # would bring another torch, or more than its tests take: the rest is in NAME.txt.
 build/env-%/.ready: tests/frameworks/%.txt build/wheel/.ready
-	PYTHON=$(PYTHON) sh scripts/venv.sh build/env-$*
-	build/env-$*/bin/pip --disable-pip-version-check --quiet install "$(TORCH)"
-	build/env-$*/bin/pip --disable-pip-version-check --quiet install pytest hypothesis -r $< build/wheel/*.whl
-	build/env-$*/bin/pip --disable-pip-version-check --quiet install --force-reinstall --no-deps build/wheel/*.whl
-	build/env-$*/bin/pip --quiet uninstall -y torchvision torchaudio torchcodec
+	$(UV) venv --clear --python $(BIN)/python build/env-$*
+	$(PIP) build/env-$* "$(TORCH)"
+	$(PIP) build/env-$* pytest hypothesis -r $< build/wheel/*.whl
+	$(UV) pip uninstall --python build/env-$* torchvision torchaudio torchcodec
 	$(if $(wildcard tests/frameworks/$*.no-deps), \
-	  build/env-$*/bin/pip --disable-pip-version-check --quiet install --no-deps -r tests/frameworks/$*.no-deps)
+	  $(PIP) build/env-$* --no-deps -r tests/frameworks/$*.no-deps)
 	touch $@
 
 $(foreach file,$(wildcard tests/frameworks/*.no-deps),$(eval build/env-$(basename $(notdir $(file)))/.ready: $(file)))
@@ -83,18 +110,12 @@ TORCH_PYTHON ?= $(PYTHON)
 torch_env = build/env-torch-$*-$(notdir $(TORCH_PYTHON))
 
 test-torch-%: build/wheel/.ready build/models/SmolLM2-135M-Instruct
-	PYTHON=$(TORCH_PYTHON) sh scripts/venv.sh $(torch_env)
-	$(torch_env)/bin/pip --disable-pip-version-check --quiet install "torch==$*.*" "$$(ls build/wheel/*.whl)[test]"
-	$(torch_env)/bin/pip --disable-pip-version-check --quiet install --force-reinstall --no-deps build/wheel/*.whl
+	$(UV) venv --clear --python $(TORCH_PYTHON) $(torch_env)
+	$(PIP) $(torch_env) "torch==$*.*" "$$(ls build/wheel/*.whl)[test]"
 	$(torch_env)/bin/python -m aoq
 	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/$(torch_env)/bin:$$PATH" \
-	  python -m pytest -q -p no:cacheprovider tests/ops tests/tensors tests/integrations tests/test_*.py
+	  $(pytest) -p no:cacheprovider tests/ops tests/tensors tests/integrations tests/test_*.py
 	$(torch_env)/bin/python examples/demo.py --quick
-
-build/wheel/.ready: build/.installed
-	rm -rf build/wheel
-	$(PIP) wheel --no-build-isolation --no-deps -w build/wheel .
-	touch $@
 
 build/models/SmolLM2-135M-Instruct: | build/.installed
 	$(BIN)/python examples/get_model.py
@@ -109,7 +130,7 @@ lint: build/.test-tools
 sanitize: build/.test-tools build/.sanitized
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
+	$(BIN)/$(pytest) $(call parallel,worksteal) -p no:cacheprovider tests/ops
 
 # On a machine with a CUDA device and a torch for it: its tests and figures, in under ten minutes; GPU_ARGS="--only tests"
 # chooses a stage. GPU_PYTHON has that torch. Takes the wheel that `make wheel` makes, on any machine with nvcc, or builds this checkout.
@@ -141,6 +162,10 @@ bench: build/env-bench/.ready build/models/SmolLM2-135M-Instruct
 # vLLM under aoq, its own int4, torchao and bf16, then docs/vllm.md's table: about an hour. BENCH_VLLM_ARGS="--only int4" is a part.
 bench-vllm: build/env-vllm/.ready build/models/SmolLM2-135M-Instruct
 	HF_HUB_OFFLINE=1 build/env-vllm/bin/python benchmarks/vllm_throughput.py $(BENCH_VLLM_ARGS)
+
+# All that CI runs, with what it leaves out: hours.
+nightly:
+	FULL=1 .ci/run
 
 clean:
 	rm -rf build dist

@@ -113,6 +113,7 @@ def test_errors(options, text):
     assert text in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_contenders_of_ones_own(tmp_path, monkeypatch):
     """The variants in benchmarks: right, and of the kind that their names say."""
     monkeypatch.setattr(measure.machine, "cold_bytes", lambda: 2_000_000)

@@ -58,6 +58,7 @@ def test_counts_are_exact_up_to_the_limit():
         assert probe.multiply_adds(instruction, 500_000)[1] == 500_000 * PER_ITERATION[instruction]
 
 
+@pytest.mark.alone
 def test_speeds_are_plausible(probe):
     """Wider instructions are not slower than narrow ones, and none does more than hardware could."""
     native = _C.build_info()["amx"] == "native"
@@ -90,6 +91,7 @@ def test_the_whole_memory_is_read():
             assert words.value == 12345
 
 
+@pytest.mark.alone
 def test_most_moments_pass_the_gate():
     probe = Probe(1)
     gate = probe.gate()

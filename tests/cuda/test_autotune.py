@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,7 @@ def test_processes_agree_and_lose_nothing(tune, library):
     while any(process.poll() is None for process in processes):
         if tune.file.exists():
             whole += bool(json.loads(tune.file.read_text())["configs"])  # never half of it
+        time.sleep(0.001)
     found = [json.loads(process.stdout.read()) for process in processes]
     assert not any(process.returncode for process in processes) and whole
     configs = {key: entry["config"] for key, entry in json.loads(tune.file.read_text())["configs"].items()}

@@ -517,6 +517,7 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+@pytest.mark.alone
 @pytest.mark.model
 def test_real_model(tmp_path: Path) -> None:
     bf16 = real_model()
