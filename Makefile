@@ -131,6 +131,11 @@ sanitize: build/.test-tools build/.sanitized
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
 	$(BIN)/$(pytest) $(call parallel,worksteal) -p no:cacheprovider tests/ops
+	$(BIN)/python tests/fuzz/fuzz_ops.py --calls $(FUZZ_CALLS) --seed $(FUZZ_SEED)
+
+# Calls of every op, well-formed and damaged, against guard pages, from a seed that is printed: every day another one.
+FUZZ_CALLS ?= $(if $(FULL),1000000,100000)
+FUZZ_SEED  ?= $(shell date +%Y%m%d)00000
 
 # On a machine with a CUDA device and a torch for it: its tests and figures, in under ten minutes; GPU_ARGS="--only tests"
 # chooses a stage. GPU_PYTHON has that torch. Takes the wheel that `make wheel` makes, on any machine with nvcc, or builds this checkout.
