@@ -29,7 +29,7 @@ enable_language(CUDA)
 
 # Kernels made with CUTLASS: only where it is. Their lines in kernels_cuda.inc then have no function.
 include(third_party/cutlass.cmake)
-file(GLOB_RECURSE AOQ_CUTLASS_SOURCES CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_cutlass_*.cu)
+aoq_cuda_sources("_cutlass_.*\\.cu$" AOQ_CUTLASS_SOURCES)
 if(NOT CUTLASS_INCLUDE_DIRS)
   list(REMOVE_ITEM AOQ_CUDA_SOURCES ${AOQ_CUTLASS_SOURCES})
 endif()

@@ -34,13 +34,19 @@ function(aoq_gencode gencodes files)
   set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${flags}")
 endfunction()
 
+# Those of AOQ_CUDA_SOURCES whose names match.
+function(aoq_cuda_sources regex files)
+  list(FILTER AOQ_CUDA_SOURCES INCLUDE REGEX "${regex}")
+  set(${files} ${AOQ_CUDA_SOURCES} PARENT_SCOPE)
+endfunction()
+
 foreach(suffix ${AOQ_SMS})
-  file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_${suffix}.cu)
+  aoq_cuda_sources("_${suffix}\\.cu$" files)
   aoq_gencode("${AOQ_GENCODE_${suffix}}" "${files}")
 endforeach()
-file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_cutlass_*_sm80.cu)
+aoq_cuda_sources("_cutlass_.*_sm80\\.cu$" files)
 aoq_gencode("${AOQ_GENCODE_cutlass_sm80}" "${files}")
 
 # Quantizers give the bits that they give on the CPU: no contraction there either.
-file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_quantize_*.cu)
+aoq_cuda_sources("_quantize_.*\\.cu$" files)
 set_property(SOURCE ${files} APPEND PROPERTY COMPILE_OPTIONS -fmad=false)

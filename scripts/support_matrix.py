@@ -1,6 +1,7 @@
 """README's tables of formats, and of the ops' kernels by ISA and CUDA architecture. Run it to update them.
 
-Formats are those of the aoq that is installed; kernels are read from csrc/ops/*/kernels*.inc.
+Formats are those of the aoq that is installed; kernels are read from csrc/ops/*/kernels*.inc and, where they are made for
+each format, csrc/formats/formats.inc, csrc/mm/kernels.inc and csrc/mm/cuda/nibble_mm.h.
 """
 
 import re
@@ -41,12 +42,37 @@ def kernels(op: str, table: str = "kernels.inc") -> list[tuple[str, str]]:
 
 def cuda_kernels(op: str) -> list[tuple[str, str]]:
     """(architecture, kernel) of each line of an op's CUDA tables, best first in each."""
-    return [kernel for table in cuda_tables(op) for kernel in kernels(op, table)]
+    return [kernel for table in cuda_tables(op).values() for kernel in table]
 
 
-def cuda_tables(op: str) -> list[str]:
-    """kernels_cuda.inc, and kernels_<plan>_cuda.inc where an op has kernels for other sizes."""
-    return sorted(path.name for path in (ROOT / "csrc/ops" / op).glob("kernels*_cuda.inc"))
+def cuda_tables(op: str) -> dict[str, list[tuple[str, str]]]:
+    """Its CUDA tables: "", and "_<plan>" where it has kernels for other sizes."""
+    files = sorted(path.name for path in (ROOT / "csrc/ops" / op).glob("kernels*_cuda.inc"))
+    tables = {file[len("kernels") : -len("_cuda.inc")]: kernels(op, file) for file in files}
+    return tables or nibble_tables(op)
+
+
+def nibble_formats() -> list[tuple[str, str, int, str, str]]:
+    """(name, struct, bits of a code, op, op of int8 x) of the formats of one to four bits a code."""
+    found = []
+    lines = (ROOT / "csrc/formats/formats.inc").read_text()
+    for name, struct, *ops in re.findall(r"^AOQ_FORMAT\((\w+), (\w+), (\w+), (\w+)\)", lines, re.MULTILINE):
+        bits = re.search(r": Affine<([1-4])>", (ROOT / f"csrc/formats/{name}.h").read_text())
+        if bits:
+            found.append((name, struct, int(bits[1]), *ops))
+    return found
+
+
+def nibble_tables(op: str) -> dict[str, list[tuple[str, str]]]:
+    """The CUDA tables of an op on such weights."""
+    if not any(op in ops for _, _, _, *ops in nibble_formats()):
+        return {}
+    text = (ROOT / "csrc/mm/cuda/nibble_mm.h").read_text()
+    tables = {}
+    for plan, lines in re.findall(r"^#define AOQ_NIBBLE_(\w+)\(with, mm\) (.*)", text, re.MULTILINE):
+        found = [(sm, f"{op}{suffix}") for sm, suffix in re.findall(r"with\((\w+), mm##(\w+)\)", lines)]
+        tables["" if plan == "SKINNY" else f"_{plan.lower()}"] = found
+    return tables
 
 
 def ops() -> list[str]:

@@ -11,7 +11,9 @@ from aoq import _C
 from aoq.cli import app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parent / "cuda"))
 import support_matrix
+from instances import instances
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -62,22 +64,25 @@ def test_an_op_is_one_folder_one_file_one_test(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_kernel_is_its_file_and_one_line(op):
-    cpu, tables = support_matrix.kernels(op), support_matrix.cuda_tables(op)
-    cuda = [(table[len("kernels") : -len("_cuda.inc")], support_matrix.kernels(op, table)) for table in tables]
+    cpu, cuda = support_matrix.kernels(op), support_matrix.cuda_tables(op)
     made = op == "fp8_mm" or support_matrix.mm_kernels(op)  # from mm/kernel.cpp.in
     on_cpu = {"fp8_mm": "fp8_weight_mm"}.get(op, op)  # runs the other's kernels
-    for owner, listed, suffix, targets in ((on_cpu, [("", cpu)], "cpp", ISAS), (op, cuda, "cu", SMS)):
-        for plan, table in listed:
+    for owner, listed, suffix, targets in ((on_cpu, {"": cpu}, "cpp", ISAS), (op, cuda, "cu", SMS)):
+        for plan, table in listed.items():
             assert all(re.fullmatch(rf"{owner}{plan}_(\w+_)?{target}", name) for target, name in table)
             order = [target for target, _ in table]
             assert order == sorted(order, key=targets.index), "best first"
         files = {path.stem for path in OPS_DIR.glob(f"{owner}/{owner}_*.{suffix}")} - {f"{owner}_cuda"}
-        assert files == (set() if suffix == "cpp" and made else {name for _, table in listed for _, name in table})
+        names = {name for table in listed.values() for _, name in table}
+        if suffix == "cpp" and made:
+            assert not files
+            continue
+        assert files | (names & instances().keys()) == names and not files & instances().keys()
     assert cpu[-1][0] == "ref"
     assert (OPS_DIR / op / f"{op}_cuda.cpp").exists() or not cuda, "CUDA kernels have an entry"
-    text = "".join((OPS_DIR / op / table).read_text() for table in tables)
+    text = "".join(path.read_text() for path in (OPS_DIR / op).glob("kernels*_cuda.inc"))
     with_cutlass = re.findall(r"^AOQ_CUTLASS_KERNEL\(\w+, (\w+)\)", text, re.MULTILINE)
-    names = [name for _, table in cuda for _, name in table]
+    names = [name for table in cuda.values() for _, name in table]
     assert with_cutlass == [name for name in names if "_cutlass_" in name], "its name says how it is built"
 
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cuda/words.h"
+
 namespace aoq::ptx {
 namespace {
 
@@ -13,9 +15,7 @@ struct Bf16 {};
 struct F16 {};
 struct S8 {};
 
-struct U32x4 {
-  uint32_t word[4];
-};
+using U32x4 = Words<4>;
 
 // The block's dynamic shared memory, 16-byte aligned.
 __device__ inline char* shared_memory() {
@@ -43,18 +43,28 @@ __device__ inline uint64_t evict_first() {
   return policy;
 }
 
-// Sixteen bytes of a constant that is read once: past L1, and the first to leave L2.
-template <bool kEarly = false>
-__device__ inline U32x4 load_stream(const void* data, uint64_t policy) {
-  U32x4 v;
-  if constexpr (kEarly)
-    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-                 : "l"(data), "l"(policy));
-  else
-    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-                 : "l"(data), "l"(policy));
+// Words of a constant that is read once: past L1, and the first to leave L2.
+#define AOQ_LOAD_STREAM(count, type, names, at, policy_at, ...)                                               \
+  template <bool kEarly>                                                                                      \
+  __device__ inline void load_stream(Words<count>& v, const void* data, uint64_t policy) {                    \
+    if constexpr (kEarly)                                                                                     \
+      asm volatile("ld.global.L1::no_allocate.L2::cache_hint." type " " names ", [" at "], " policy_at ";"    \
+                   : __VA_ARGS__                                                                              \
+                   : "l"(data), "l"(policy));                                                                 \
+    else                                                                                                      \
+      asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint." type " " names ", [" at "], " policy_at ";" \
+                   : __VA_ARGS__                                                                              \
+                   : "l"(data), "l"(policy));                                                                 \
+  }
+AOQ_LOAD_STREAM(4, "v4.u32", "{%0, %1, %2, %3}", "%4", "%5", "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]),
+                "=r"(v.word[3]))
+AOQ_LOAD_STREAM(2, "v2.u32", "{%0, %1}", "%2", "%3", "=r"(v.word[0]), "=r"(v.word[1]))
+AOQ_LOAD_STREAM(1, "u32", "%0", "%1", "%2", "=r"(v.word[0]))
+#undef AOQ_LOAD_STREAM
+template <int kCount, bool kEarly = false>
+__device__ inline Words<kCount> load_stream(const void* data, uint64_t policy) {
+  Words<kCount> v;
+  load_stream<kEarly>(v, data, policy);
   return v;
 }
 
@@ -78,13 +88,20 @@ __device__ inline U32x4 load_sixteen(const void* data) {
   return v;
 }
 
-// Sixteen bytes of shared memory.
-__device__ inline U32x4 load_shared(const void* data) {
-  U32x4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-               : "r"(shared_address(data))
-               : "memory");
+// Words of shared memory.
+#define AOQ_LOAD_SHARED(count, type, names, at, ...)                                                              \
+  __device__ inline void load_shared(Words<count>& v, const void* data) {                                         \
+    asm volatile("ld.shared." type " " names ", [" at "];" : __VA_ARGS__ : "r"(shared_address(data)) : "memory"); \
+  }
+AOQ_LOAD_SHARED(4, "v4.u32", "{%0, %1, %2, %3}", "%4", "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]),
+                "=r"(v.word[3]))
+AOQ_LOAD_SHARED(2, "v2.u32", "{%0, %1}", "%2", "=r"(v.word[0]), "=r"(v.word[1]))
+AOQ_LOAD_SHARED(1, "u32", "%0", "%1", "=r"(v.word[0]))
+#undef AOQ_LOAD_SHARED
+template <int kCount>
+__device__ inline Words<kCount> load_shared(const void* data) {
+  Words<kCount> v;
+  load_shared(v, data);
   return v;
 }
 

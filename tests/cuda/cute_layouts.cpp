@@ -1,4 +1,4 @@
-// formats/int4_cuda.h and cuda/wgmma.h against CuTe's own description of the operands of mma.sync and wgmma, on the
+// formats/nibbles_cuda.h and cuda/wgmma.h against CuTe's own description of the operands of mma.sync and wgmma, on the
 // host.
 #include <cstdio>
 #include <cstdlib>
@@ -8,13 +8,13 @@
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 
 #include "cuda/wgmma.h"
-#include "formats/int4_cuda.h"
+#include "formats/nibbles_cuda.h"
 
 using namespace cute;
 namespace wgmma = aoq::wgmma;
-using aoq::int4_cuda::activation_k;
-using aoq::int4_cuda::Code;
-using aoq::int4_cuda::code_at;
+using aoq::nibbles::activation_k;
+using aoq::nibbles::Code;
+using aoq::nibbles::code_at;
 
 int checked = 0;
 
@@ -62,7 +62,7 @@ void check_packed() {
       make_stride(make_stride(_128{}, _1{}, Int<1024 * kTilesK>{}), make_stride(_4{}, _32{}, _2{}, _8{}, _1024{})));
   for (int row = 0; row < size<0>(layout); ++row)
     for (int k = 0; k < size<1>(layout); ++k) {
-      const aoq::int4_cuda::Nibble at = aoq::int4_cuda::nibble_of(row, k, 64 * kTilesK);
+      const aoq::nibbles::Bits at = aoq::nibbles::bits_of<4>(row, k, 64 * kTilesK);
       expect("packed", row, k, {static_cast<int>(at.byte), at.shift}, layout(row, k) / 2, layout(row, k) % 2 * 4);
     }
 }

@@ -94,7 +94,7 @@ class Plan(Args):
     _fields_ = (*((name, ctypes.c_int) for name in ("tokens", "log_warps_k", "log_split")), ("chunk", I64))
 
 
-class Int4MmCuda(Args):
+class NibbleSkinny(Args):
     _fields_ = (("mm", PackedMm), ("plan", Plan), ("workspace", POINTER))
 
 
@@ -102,7 +102,7 @@ class WidePlan(Args):
     _fields_ = (("tokens", ctypes.c_int), ("split", ctypes.c_int))
 
 
-class Int4MmWide(Args):
+class NibbleWide(Args):
     _fields_ = (("mm", PackedMm), ("plan", WidePlan), ("workspace", POINTER))
 
 
@@ -110,15 +110,15 @@ class WgmmaPlan(Args):
     _fields_ = tuple((name, ctypes.c_int) for name in ("tokens", "halves", "split", "stages"))
 
 
-class Int4MmWgmma(Args):
+class NibbleWgmma(Args):
     _fields_ = (("mm", PackedMm), ("plan", WgmmaPlan), ("workspace", POINTER))
 
 
-class WeightMmSkinny(Int4MmCuda):
+class WeightMmSkinny(NibbleSkinny):
     """int8_weight_mm and fp8_weight_mm, few rows."""
 
 
-class WeightMmWide(Int4MmWide):
+class WeightMmWide(NibbleWide):
     """Many rows."""
 
 

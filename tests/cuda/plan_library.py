@@ -12,7 +12,7 @@ from toolchain import CXX, ROOT
 
 
 class Shape(Args):
-    _fields_ = tuple((name, I64) for name in ("m", "n", "k", "group", "x_bytes"))
+    _fields_ = tuple((name, I64) for name in ("m", "n", "k", "group", "w_bits", "x_bytes"))
 
 
 @functools.cache

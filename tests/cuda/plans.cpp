@@ -1,5 +1,5 @@
 // The plans of matmuls on CUDA, as plan_library.py asks for them.
-#include "mm/cuda/int4_mm_config.h"
+#include "mm/cuda/nibble_mm_config.h"
 #include "mm/cuda/weight_mm_plan.h"
 
 using namespace aoq;
@@ -8,102 +8,103 @@ extern "C" {
 
 // {cost, tokens, split} of the wide plan that is chosen.
 void wide_plan(const Shape* shape, const Device* device, double* plan) {
-  const int4_wide::Plan chosen = int4_wide::choose(*shape, *device);
-  plan[0] = int4_wide::cost_of(chosen, *shape, *device);
+  const nibble_wide::Plan chosen = nibble_wide::choose(*shape, *device);
+  plan[0] = nibble_wide::cost_of(chosen, *shape, *device);
   plan[1] = chosen.tokens;
   plan[2] = chosen.split;
 }
 
 // {tokens, chunk} of the skinny plan of `config`.
 void skinny_plan(const Shape* shape, int config, int64_t* plan) {
-  const int4_skinny::Plan made = int4_skinny::plan_of(config, *shape);
+  const nibble_skinny::Plan made = nibble_skinny::plan_of(config, *shape);
   plan[0] = made.tokens;
   plan[1] = made.chunk;
 }
 
 // Floats of workspace; m: rows of x, `planes` of each.
 int64_t skinny_workspace(const Shape* shape, int log_split, bool cluster, bool f32) {
-  return int4_skinny::workspace_floats({8, 0, log_split, 128}, cluster, f32, shape->m, shape->n, shape->k);
+  return nibble_skinny::workspace_floats({8, 0, log_split, 128}, cluster, f32, shape->m, shape->n, shape->k);
 }
 int64_t wide_workspace(const Shape* shape, int split, int planes, bool copies, bool zero) {
-  return int4_wide::workspace_of({64, split}, *shape, planes, copies, zero).end;
+  return nibble_wide::workspace_of({64, split}, *shape, planes, copies, zero).end;
 }
 int64_t wgmma_workspace(const Shape* shape, int planes, bool copies, bool zero) {
-  return int4_wgmma::workspace_of(*shape, planes, copies, zero).end;
+  return nibble_wgmma::workspace_of(*shape, planes, copies, zero).end;
 }
 
 double skinny_cost(const Shape* shape, const Device* device) {
-  return int4_skinny::cost_of(int4_skinny::choose(*shape, *device), *shape, *device);
+  return nibble_skinny::cost_of(nibble_skinny::choose(*shape, *device), *shape, *device);
 }
 
 bool wide_pays(const Shape* shape, const Device* device, int before) {
-  return int4_wide::pays(*shape, *device, before);
+  return nibble_wide::pays(*shape, *device, before);
 }
 
 void wide_place(uint32_t block, uint32_t row_blocks, uint32_t token_blocks, int64_t* place) {
-  const int4_wide::Place at = int4_wide::place_of(block, row_blocks, token_blocks);
+  const nibble_wide::Place at = nibble_wide::place_of(block, row_blocks, token_blocks);
   place[0] = at.rows;
   place[1] = at.tokens;
 }
 
 void wide_share(int64_t count, int64_t index, int64_t pieces, int64_t* share) {
-  const Share part = int4_wide::share(count, index, pieces);
+  const Share part = nibble_wide::share(count, index, pieces);
   share[0] = part.begin;
   share[1] = part.end;
 }
 
 // {cost, tokens, halves, split, stages, shared_bytes} of wgmma's plan: of the one of `config`, or the chosen one.
 void wgmma_plan(const Shape* shape, const Device* device, bool zero, int scale_bytes, int config, double* plan) {
-  const int4_wgmma::Plan chosen = config < 0 ? int4_wgmma::choose(*shape, *device, zero, scale_bytes)
-                                             : int4_wgmma::plan_of(config, *shape, zero, scale_bytes);
+  const nibble_wgmma::Plan chosen = config < 0 ? nibble_wgmma::choose(*shape, *device, zero, scale_bytes)
+                                               : nibble_wgmma::plan_of(config, *shape, zero, scale_bytes);
   const int span = span_of(shape->group, shape->k);
-  const int4_wgmma::Stage stage =
-      int4_wgmma::stage_of(chosen.tokens, chosen.halves, span, zero, static_cast<int>(shape->x_bytes), scale_bytes);
-  const double values[] = {int4_wgmma::cost_of(chosen, *shape, *device),
+  const nibble_wgmma::Stage stage =
+      nibble_wgmma::stage_of(chosen.tokens, chosen.halves, span, zero, static_cast<int>(shape->x_bytes),
+                             static_cast<int>(shape->w_bits), scale_bytes);
+  const double values[] = {nibble_wgmma::cost_of(chosen, *shape, *device),
                            0.0 + chosen.tokens,
                            0.0 + chosen.halves,
                            0.0 + chosen.split,
                            0.0 + chosen.stages,
-                           0.0 + int4_wgmma::shared_bytes(chosen, stage)};
+                           0.0 + nibble_wgmma::shared_bytes(chosen, stage)};
   for (int i = 0; i < 6; ++i) plan[i] = values[i];
 }
 
 bool wgmma_pays(const Shape* shape, const Device* device, int before) {
-  return int4_wgmma::pays(*shape, *device, before);
+  return nibble_wgmma::pays(*shape, *device, before);
 }
 
 void wgmma_tile(int64_t index, int64_t row_tiles, int64_t token_tiles, int64_t* tile) {
-  const int4_wgmma::Tile at = int4_wgmma::tile_of(index, row_tiles, token_tiles);
+  const nibble_wgmma::Tile at = nibble_wgmma::tile_of(index, row_tiles, token_tiles);
   tile[0] = at.row;
   tile[1] = at.token;
 }
 
 void wgmma_steps(int64_t k, int split, int rank, int64_t* steps) {
-  const int4_wgmma::Steps part = int4_wgmma::steps_of(k, split, rank);
+  const nibble_wgmma::Steps part = nibble_wgmma::steps_of(k, split, rank);
   steps[0] = part.begin;
   steps[1] = part.end;
 }
 
-int configs(const int4_config::Problem* problem) { return int4_config::configs(*problem); }
+int configs(const nibble_config::Problem* problem) { return nibble_config::configs(*problem); }
 
-bool differs(const int4_config::Problem* problem, int config) { return int4_config::differs(*problem, config); }
+bool differs(const nibble_config::Problem* problem, int config) { return nibble_config::differs(*problem, config); }
 
 // {kernels, tokens, log_warps_k or halves, split} of a config, or of the chosen one.
-void choice(const int4_config::Problem* problem, const Device* device, int config, int* plan) {
-  const int4_config::Choice chosen = int4_config::choose(*problem, *device, config);
+void choice(const nibble_config::Problem* problem, const Device* device, int config, int* plan) {
+  const nibble_config::Choice chosen = nibble_config::choose(*problem, *device, config);
   plan[0] = static_cast<int>(chosen.kernels);
   switch (chosen.kernels) {
-    case int4_config::Kernels::skinny:
+    case nibble_config::Kernels::skinny:
       plan[1] = chosen.skinny.tokens;
       plan[2] = chosen.skinny.log_warps_k;
       plan[3] = chosen.skinny.split();
       break;
-    case int4_config::Kernels::wide:
+    case nibble_config::Kernels::wide:
       plan[1] = chosen.wide.tokens;
       plan[2] = 0;
       plan[3] = chosen.wide.split;
       break;
-    case int4_config::Kernels::wgmma:
+    case nibble_config::Kernels::wgmma:
       plan[1] = chosen.wgmma.tokens;
       plan[2] = chosen.wgmma.halves;
       plan[3] = chosen.wgmma.split;

@@ -1,4 +1,5 @@
-"""The CUDA kernels of int4 packing and quantizing, thread by thread: the bits of the references and of the CPU's."""
+"""The CUDA kernels of packing codes of few bits and of int4 quantizing, thread by thread: the bits of the references
+and of the CPU's."""
 
 import faulthandler
 import os
@@ -7,32 +8,25 @@ import signal
 import pytest
 import torch
 from kernel_args import DTYPES, MAPPINGS, Int4Pack, Int4Quantize, Int4Unpack
+from nibbles import BITS, packed_codes, plain_codes
 
-from aoq.ops import int4_pack_reference, int4_quantize, int4_unpack_reference, intx_quantize
+from aoq.ops import int4_quantize, intx_quantize
 from aoq.ops.bits import row_bytes
-from aoq.ops.int4_pack import packed_shape
 
-CUDA = torch.device("cuda")
 SHAPES = [(16, 64), (1, 1), (17, 65), (33, 6), (48, 576), (20, 1001), (40, 128)]
 
 
-def random_codes(n, k):
-    qdata = torch.randint(0, 256, (n, (k + 1) // 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
-    if k % 2:
-        qdata[:, -1] &= 15
-    return qdata
-
-
+@pytest.mark.parametrize("name", BITS)
 @pytest.mark.parametrize("n, k", SHAPES)
-def test_pack_and_unpack(simt_kernel, n, k):
-    qdata = random_codes(n, k)
-    packed = torch.full(packed_shape(n, k, CUDA), 0xA5, dtype=torch.uint8)
-    simt_kernel("int4_pack_sm80", Int4Pack)(n=n, k=k, qdata=qdata, packed=packed)
-    assert torch.equal(packed, int4_pack_reference(qdata, k, CUDA))
-    back = torch.full_like(qdata, 0xA5)
-    simt_kernel("int4_unpack_sm80", Int4Unpack)(n=n, k=k, packed=packed, qdata=back)
+def test_pack_and_unpack(simt_kernel, name, n, k):
+    bits = BITS[name]
+    codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    qdata, wanted = plain_codes(codes, bits), packed_codes(codes, bits)
+    packed, back = torch.full_like(wanted, 0xA5), torch.full_like(qdata, 0xA5)
+    simt_kernel(f"{name}_pack_sm80", Int4Pack)(n=n, k=k, qdata=qdata, packed=packed)
+    assert torch.equal(packed, wanted)
+    simt_kernel(f"{name}_unpack_sm80", Int4Unpack)(n=n, k=k, packed=packed, qdata=back)
     assert torch.equal(back, qdata)
-    assert torch.equal(int4_unpack_reference(packed, n, k), qdata)
 
 
 def test_memory_beyond_a_tensor_is_out_of_reach(simt_kernel):

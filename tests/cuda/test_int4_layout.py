@@ -1,9 +1,10 @@
-"""The int4 layout of CUDA (csrc/formats/int4_cuda.h): CuTe's fragments, and matmuls walked as the kernels walk them."""
+"""The CUDA layout of int4 (csrc/formats/nibbles_cuda.h): CuTe's fragments; matmuls walked as the kernels walk them."""
 
 import subprocess
 
 import pytest
 import torch
+from nibbles import packed_codes, plain_codes
 from toolchain import CXX, ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -41,7 +42,8 @@ def codes_and_packed(n, k):
 
 @pytest.mark.parametrize("n, k", SHAPES)
 def test_rows_of_a_packed_weight(n, k):
-    _, qdata, packed = codes_and_packed(n, k)
+    codes, qdata, packed = codes_and_packed(n, k)
+    assert torch.equal(qdata, plain_codes(codes, 4)) and torch.equal(packed, packed_codes(codes, 4))
     assert packed.shape == packed_shape(n, k, CUDA)
     assert torch.equal(int4_unpack_reference(packed, n, k), qdata)
     ids = torch.randint(0, n, (2, 3))

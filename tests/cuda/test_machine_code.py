@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from instances import instances, nibble_formats
 
 from aoq import _C
 
@@ -26,28 +27,31 @@ def tool(name):
 
 NVCC, CUOBJDUMP = tool("nvcc"), tool("cuobjdump")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc")
+STRUCTS = {name: struct for name, struct, *_ in nibble_formats()}
 
-INT4_MM = """
-#include "mm/cuda/int4_mm_skinny.cuh"
-namespace aoq::int4_skinny { namespace {
-template __global__ void multiply<ptx::Bf16, 8, 128, false, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::Bf16, 8, 128, true, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::F16, 16, 64, true, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::Bf16, 32, 128, true, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::Bf16, 32, 64, true, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::Bf16, 32, 32, true, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::Bf16, 8, 32, true, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::F16, 16, 8, false, %(cluster)s>(const Args);
+SKINNY = """
+#include "formats/%(name)s.h"
+#include "mm/cuda/nibble_mm_skinny.cuh"
+namespace aoq::nibble_skinny { namespace {
+template __global__ void multiply<ptx::Bf16, %(format)s, 8, 128, false, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::Bf16, %(format)s, 8, 128, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::F16, %(format)s, 16, 64, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::Bf16, %(format)s, 32, 128, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::Bf16, %(format)s, 32, 64, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::Bf16, %(format)s, 32, 32, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::Bf16, %(format)s, 8, 32, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::F16, %(format)s, 16, 8, false, %(cluster)s>(const Args);
 } }
 """
-INT8_INT4_MM = """
-#include "mm/cuda/int4_mm_skinny.cuh"
-namespace aoq::int4_skinny { namespace {
-template __global__ void multiply<ptx::S8, 8, 128, false, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::S8, 16, 32, true, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::S8, 32, 128, true, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::S8, 32, 32, true, %(cluster)s>(const Args);
-template __global__ void multiply<ptx::S8, 16, 8, true, %(cluster)s>(const Args);
+SKINNY_INT8 = """
+#include "formats/%(name)s.h"
+#include "mm/cuda/nibble_mm_skinny.cuh"
+namespace aoq::nibble_skinny { namespace {
+template __global__ void multiply<ptx::S8, %(format)s, 8, 128, false, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::S8, %(format)s, 16, 32, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::S8, %(format)s, 32, 128, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::S8, %(format)s, 32, 32, true, %(cluster)s>(const Args);
+template __global__ void multiply<ptx::S8, %(format)s, 16, 8, true, %(cluster)s>(const Args);
 } }
 """
 QUANTIZE = """
@@ -84,8 +88,8 @@ class Kernels:
         return {name: re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body) for name, _, body in functions}
 
     def loop(self, part, multiply="HMMA"):
-        """Instructions of the innermost loop with instructions `multiply` of the kernel named so."""
-        (lines,) = (lines for name, lines in self.code().items() if part in name)
+        """Instructions of the innermost loop with `multiply` of the kernel whose mangled name has `part`."""
+        (lines,) = (lines for name, lines in self.code().items() if re.search(part, name))
         at = {int(address, 16): i for i, (address, _) in enumerate(lines)}
         loops = []
         for i, (address, text) in enumerate(lines):
@@ -97,21 +101,26 @@ class Kernels:
         return min(loops, key=len)
 
 
+def skinny(folder, source, name, sm):
+    values = {"name": name, "format": STRUCTS[name], "cluster": "true" if sm == "90a" else "false"}
+    return Kernels(folder, source % values, sm)
+
+
 @pytest.fixture(scope="module")
 def hopper(tmp_path_factory):
-    return Kernels(tmp_path_factory.mktemp("sm90a"), INT4_MM % {"cluster": "true"}, "90a")
+    return skinny(tmp_path_factory.mktemp("sm90a"), SKINNY, "int4", "90a")
 
 
 def test_int4_mm_has_no_spills_on_hopper(hopper):
     kernels = {name: used for name, used in hopper.resources.items() if "multiply" in name}
-    assert len(kernels) == INT4_MM.count("template")
+    assert len(kernels) == SKINNY.count("template")
     # 65536 registers a multiprocessor: a block of 256 threads fits with 255 each.
     assert all(registers <= 255 and stack == 0 for registers, stack in kernels.values()), kernels
 
 
 @pytest.mark.parametrize("sm", ("80", "86", "89"))
 def test_int4_mm_has_no_spills_on_ampere_and_ada(tmp_path, sm):
-    kernels = Kernels(tmp_path, INT4_MM % {"cluster": "false"}, sm).resources
+    kernels = skinny(tmp_path, SKINNY, "int4", sm).resources
     assert all(stack == 0 for name, (_, stack) in kernels.items() if "multiply" in name), kernels
 
 
@@ -129,7 +138,7 @@ def test_int4_mm_reads_nothing_before_the_kernel_before_has_ended(hopper, wgmma)
 
 def test_int4_mm_main_loop_on_hopper(hopper):
     """One token: 16 wide loads for 512 weights a lane, and few enough instructions to keep up with memory."""
-    body = hopper.loop("Bf16ELi8ELi128ELb0")
+    body = hopper.loop(r"Bf16E\w+4Int4ELi8ELi128ELb0")
     opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
     wide = sum(line.startswith("LDG.E") and ".128" in line and ".NA" in line for line in body)
     weights = 32 * wide  # four-bit codes in sixteen bytes
@@ -143,12 +152,12 @@ def test_int4_mm_main_loop_on_hopper(hopper):
 @pytest.mark.parametrize("sm", ("80", "86", "89", "90"))
 def test_wide_int4_mm(tmp_path, sm):
     """No spills, two blocks of 64 tokens at a time, and a loop that is mostly tensor-core instructions."""
-    kernels = Kernels(tmp_path, (ROOT / "csrc/ops/int4_mm/int4_mm_wide_sm80.cu").read_text(), sm)
+    kernels = Kernels(tmp_path, instances()["int4_mm_wide_sm80"], sm)
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     assert len(multiply) == 4 and all(stack == 0 for _, stack in multiply.values()), multiply
     for name, (registers, _) in multiply.items():
         assert registers <= (128 if "ELi64E" in name else 255), multiply
-    body = kernels.loop("Bf16ELi128E")
+    body = kernels.loop(r"Bf16E\w+4Int4ELi128E")
     opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
     # 64 columns: four atoms of two tiles of rows and eight of tokens, two k32 of eight tokens, two tiles of words
     assert (opcodes["HMMA"], opcodes["LDSM"], opcodes["LDGSTS"]) == (64, 16, 7)
@@ -158,8 +167,7 @@ def test_wide_int4_mm(tmp_path, sm):
 
 @pytest.fixture(scope="module")
 def wgmma(tmp_path_factory):
-    source = (ROOT / "csrc/ops/int4_mm/int4_mm_wgmma_sm90a.cu").read_text()
-    return Kernels(tmp_path_factory.mktemp("wgmma"), source, "90a")
+    return Kernels(tmp_path_factory.mktemp("wgmma"), instances()["int4_mm_wgmma_sm90a"], "90a")
 
 
 def test_int4_mm_wgmma_has_no_spills(wgmma):
@@ -171,7 +179,7 @@ def test_int4_mm_wgmma_has_no_spills(wgmma):
 
 def test_int4_mm_wgmma_main_loop(wgmma):
     """256 rows x 128 tokens x 128 columns: 32 wgmma a warpgroup, each weight decoded once, each sum scaled once."""
-    body = wgmma.loop("Bf16ELi128ELi2ELi128ELb0", "HGMMA")
+    body = wgmma.loop(r"Bf16E\w+4Int4ELi128ELi2ELi128ELb0", "HGMMA")
     opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
     assert opcodes["HGMMA"] == 32 and opcodes["HFMA2"] == 2 * 128 * 64 / 2 / 128 and opcodes["FFMA"] == 128
     assert sum(line.startswith("LDS.128") for line in body) == 4
@@ -181,26 +189,26 @@ def test_int4_mm_wgmma_main_loop(wgmma):
 
 
 def test_wide_int8_int4_mm(tmp_path):
-    kernels = Kernels(tmp_path, (ROOT / "csrc/ops/int8_int4_mm/int8_int4_mm_wide_sm80.cu").read_text(), "80")
+    kernels = Kernels(tmp_path, instances()["int8_int4_mm_wide_sm80"], "80")
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     (wide,) = (used for name, used in multiply.items() if "ELi128E" in name)
     (narrow,) = (used for name, used in multiply.items() if "ELi64E" in name)
     # two blocks of 64 tokens at a time
     assert wide[1] == 0 and narrow[0] <= 128 and narrow[1] == 0, multiply
-    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in kernels.loop("S8ELi128E", "IMMA"))
+    opcodes = collections.Counter(line.split()[0].split(".")[0] for line in kernels.loop(r"S8E\w+4Int4ELi128E", "IMMA"))
     # 128 columns: twice as many multiplications a stage as of 64, of twice the columns
     assert (opcodes["IMMA"], opcodes["LDSM"], opcodes["LDGSTS"]) == (64, 16, 10)
 
 
-@pytest.mark.parametrize("sm, cluster", (("80", "false"), ("90a", "true")))
-def test_int8_int4_mm(tmp_path, sm, cluster):
+@pytest.mark.parametrize("sm", ("80", "90a"))
+def test_int8_int4_mm(tmp_path, sm):
     """One token: a third of int4_mm's decoding, so that memory binds all the more."""
-    kernels = Kernels(tmp_path, INT8_INT4_MM % {"cluster": cluster}, sm)
+    kernels = skinny(tmp_path, SKINNY_INT8, "int4", sm)
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
-    assert len(multiply) == INT8_INT4_MM.count("template") and all(stack == 0 for _, stack in multiply.values()), (
+    assert len(multiply) == SKINNY_INT8.count("template") and all(stack == 0 for _, stack in multiply.values()), (
         multiply
     )
-    body = kernels.loop("S8ELi8ELi128ELb0", "IMMA")
+    body = kernels.loop(r"S8E\w+4Int4ELi8ELi128ELb0", "IMMA")
     opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
     wide = sum(line.startswith("LDG.E") and ".128" in line for line in body)
     weights = 32 * wide
@@ -211,28 +219,27 @@ def test_int8_int4_mm(tmp_path, sm, cluster):
 
 
 def test_int8_int4_mm_wgmma(tmp_path):
-    source = (ROOT / "csrc/ops/int8_int4_mm/int8_int4_mm_wgmma_sm90a.cu").read_text()
-    kernels = Kernels(tmp_path, source, "90a")
+    kernels = Kernels(tmp_path, instances()["int8_int4_mm_wgmma_sm90a"], "90a")
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     assert len(multiply) == 6 * 3 * 2, "tiles, spans, with and without zero points"
     assert all(registers == 168 and stack == 0 for registers, stack in multiply.values()), multiply
-    body = kernels.loop("S8ELi128ELi2ELi128ELb0", "IGMMA")
+    body = kernels.loop(r"S8E\w+4Int4ELi128ELi2ELi128ELb0", "IGMMA")
     opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
     # Half of int4_mm's multiplications, the same sums; while the tensor cores multiply for 1024 clocks.
     assert opcodes["IGMMA"] == 16 and opcodes["FFMA"] == 128 and 2 * len(body) <= 1024, opcodes
 
 
-WEIGHT_MM = ("int8_weight_mm", 1), ("fp8_weight_mm", 2)  # op, formats
+WEIGHT_MM = ("int8_weight_mm", 1, "Int8"), ("fp8_weight_mm", 2, "Fp8E4m3")  # op, formats, one of them
 
 
-@pytest.mark.parametrize("op, formats", WEIGHT_MM)
+@pytest.mark.parametrize("op, formats, one", WEIGHT_MM)
 @pytest.mark.parametrize("sm", ("80", "90"))
-def test_weight_mm(tmp_path, sm, op, formats):
+def test_weight_mm(tmp_path, sm, op, formats, one):
     """Two blocks a multiprocessor; in bf16 six or seven operations for four weights, two of them multiply-adds."""
     kernels = Kernels(tmp_path, (ROOT / f"csrc/ops/{op}/{op}_sm80.cu").read_text(), sm)
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     assert len(multiply) == 6 * formats and all(used[0] <= 128 and used[1] == 0 for used in multiply.values()), multiply
-    body = kernels.loop(f"Bf16ELNS_5CodesE{formats - 1}ELi8E")
+    body = kernels.loop(rf"Bf16E\w+{one}ELi8E")
     opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
     wide = sum(line.startswith("LDG.E") and ".128" in line and ".NA" in line for line in body)
     weights = 16 * wide
@@ -243,16 +250,16 @@ def test_weight_mm(tmp_path, sm, op, formats):
     assert arithmetic / weights <= 2.5, opcodes
 
 
-@pytest.mark.parametrize("op, formats", WEIGHT_MM)
+@pytest.mark.parametrize("op, formats, one", WEIGHT_MM)
 @pytest.mark.parametrize("sm", ("80", "90"))
-def test_wide_weight_mm(tmp_path, sm, op, formats):
+def test_wide_weight_mm(tmp_path, sm, op, formats, one):
     """No spills, two blocks of 64 tokens at a time, and a loop that loads sixteen bytes at a time and decodes once."""
     kernels = Kernels(tmp_path, (ROOT / f"csrc/ops/{op}/{op}_wide_sm80.cu").read_text(), sm)
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}
     assert len(multiply) == 4 * formats and all(stack == 0 for _, stack in multiply.values()), multiply
     for name, (registers, _) in multiply.items():
         assert registers <= (128 if "ELi64E" in name else 255), multiply
-    body = kernels.loop(f"Bf16ELNS_5CodesE{formats - 1}ELi128E")
+    body = kernels.loop(rf"Bf16E\w+{one}ELi128E")
     opcodes = collections.Counter(line.split()[0].split(".")[0] for line in body)
     # 64 columns: four atoms of two tiles of rows and eight of tokens, 64 codes of a lane
     assert (opcodes["HMMA"], opcodes["PRMT"], opcodes["HFMA2"] + opcodes["HMUL2"]) == (64, 32, 32), opcodes

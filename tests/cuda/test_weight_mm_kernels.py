@@ -19,7 +19,9 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 def run(simt_kernel, x, codes, scale, bias=None, log_warps_k=0, log_split=0, chunk=None):
     """out of the kernel for few rows under the plan given, every byte of its memory poisoned first."""
     (m, k), n, f32 = x.shape, codes.shape[0], x.dtype == FP32
-    plan = weight_plan(Shape(m=(3 if f32 else 1) * m, n=n, k=k, group=k, x_bytes=2), log_warps_k, log_split, chunk)
+    plan = weight_plan(
+        Shape(m=(3 if f32 else 1) * m, n=n, k=k, group=k, w_bits=8, x_bytes=2), log_warps_k, log_split, chunk
+    )
     floats = skinny_workspace(Shape(m=m, n=n, k=k), log_split, False, f32)
     return multiply(simt_kernel, "", WeightMmSkinny, x, codes, scale, bias, plan, floats)
 

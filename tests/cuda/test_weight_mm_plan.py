@@ -6,7 +6,7 @@ import itertools
 import plan_library
 import pytest
 from plan_library import Shape
-from test_int4_mm_plan import A100, H100, RTX4090
+from test_nibble_mm_plan import A100, H100, RTX4090
 
 SIZES = ((4096, 4096), (28672, 4096), (8192, 8192), (4096, 14336))
 
@@ -19,7 +19,7 @@ def plans():
 def choice(plans, m, n, k, device=A100, config=-1):
     """wide, tokens, log_warps_k, split, bytes of shared memory; cost."""
     out = (ctypes.c_double * 6)()
-    shape = Shape(m=m, n=n, k=k, group=k, x_bytes=2)
+    shape = Shape(m=m, n=n, k=k, group=k, w_bits=8, x_bytes=2)
     plans.weight_choice(ctypes.byref(shape), ctypes.byref(device), config, out)
     return *(int(value) for value in out[:5]), out[5]
 
@@ -29,7 +29,7 @@ def test_each_config_is_a_plan_of_its_own(plans):
     wanted += [(1, tokens, 0, split) for tokens in (64, 128) for split in (1, 2, 3, 4, 6, 8, 12, 16)]
     assert plans.weight_configs() == len(wanted)
     assert [choice(plans, 64, 4096, 8192, config=config)[:4] for config in range(32)] == wanted
-    short = Shape(m=64, n=4096, k=256, group=256, x_bytes=2)  # two units of columns
+    short = Shape(m=64, n=4096, k=256, group=256, w_bits=8, x_bytes=2)  # two units of columns
     left = [plan for config, plan in enumerate(wanted) if plans.weight_differs(ctypes.byref(short), config)]
     assert len(left) == 3 + 4 and all(split << warps <= 2 for _, _, warps, split in left)
 

@@ -1,82 +1,14 @@
-// What CUDA matmuls with packed weights share: how 16- and 8-bit activations meet int4 codes on the tensor cores,
-// scales, and what becomes of the sums. Weights are A of mma.sync, so that 8 tokens (rows of x) are a fragment's
-// columns.
+// What CUDA matmuls with packed weights share: scales, what becomes of the sums, and launches.
 #pragma once
 #include "base/dtype.h"
 #include "cuda/grid.cuh"
 #include "cuda/pdl.h"
 #include "cuda/ptx.cuh"
-#include "formats/int4_cuda.h"
 #include "mm/cuda/packed_mm_plan.h"
 #include "mm/packed_mm.h"
 
 namespace aoq {
 namespace {
-
-// ---- one multiplication: 32 bytes of 8 tokens with as many columns of sixteen rows of w
-//
-//   Sum, kBytes   of a sum, of an activation
-//   kWords        of packed codes that a lane decodes for it
-//   decode        those words to the registers of A
-//   kZero         what a sum starts from; value(sum) is then the sum in fp32, of codes minus 8, times kUnit
-
-template <class X>
-struct Math;
-
-template <class X>
-struct FloatMath {
-  using Sum = float;
-  static constexpr int kBytes = 2, kWords = 1;
-  static constexpr Sum kZero = 0;
-  static constexpr float kUnit = 1;
-  static __device__ float value(Sum sum) { return sum; }
-  static __device__ void multiply(Sum (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    ptx::multiply_k16(X{}, sum, a, b0, b1);
-  }
-};
-
-// Pairs of code - 8, exact.
-template <>
-struct Math<ptx::Bf16> : FloatMath<ptx::Bf16> {
-  static __device__ void decode(const uint32_t* words, uint32_t (&pairs)[4]) {
-    for (int j = 0; j < 4; ++j) {
-      const uint32_t biased = ptx::and_or(*words >> 4 * j, 0x000f000f, 0x43004300);  // 128 + code
-      pairs[j] = ptx::fma_pair(ptx::Bf16{}, biased, 0x3f803f80, 0xc308c308);         // - 136
-    }
-  }
-};
-template <>
-struct Math<ptx::F16> : FloatMath<ptx::F16> {
-  static __device__ void decode(const uint32_t* words, uint32_t (&pairs)[4]) {
-    for (int j = 0; j < 4; j += 2) {
-      const uint32_t low = ptx::and_or(*words >> 4 * j, 0x000f000f, 0x64006400);   // 1024 + code
-      const uint32_t high = ptx::and_or(*words >> 4 * j, 0x00f000f0, 0x64006400);  // 1024 + 16 code
-      pairs[j] = ptx::fma_pair(ptx::F16{}, low, 0x3c003c00, 0xe408e408);           // - 1032
-      pairs[j + 1] = ptx::fma_pair(ptx::F16{}, high, 0x2c002c00, 0xd480d480);      // / 16 - 72
-    }
-  }
-};
-
-// Quads of 16 (code - 8), as a nibble lies in the upper half of a signed byte: x stands in the order of quantized_k
-// (rows/quantize_rows.h). Sums of 128 products stay within +-2^21; they start from the bits of 1.5 * 2^23, so that they
-// are the bits of that plus their value, and one subtraction makes a float of them.
-template <>
-struct Math<ptx::S8> {
-  using Sum = int32_t;
-  static constexpr int kBytes = 1, kWords = 2;
-  static constexpr Sum kZero = 0x4b400000;
-  static constexpr float kUnit = 16;
-  static __device__ float value(Sum sum) { return bits_to_float(static_cast<uint32_t>(sum)) - 0x1.8p23f; }
-  static __device__ void decode(const uint32_t* words, uint32_t (&quads)[4]) {
-    for (int j = 0; j < 2; ++j) {
-      quads[2 * j] = ptx::and_xor(words[j] << 4, 0xf0f0f0f0, 0x80808080);
-      quads[2 * j + 1] = ptx::and_xor(words[j], 0xf0f0f0f0, 0x80808080);
-    }
-  }
-  static __device__ void multiply(Sum (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    ptx::multiply_k32(ptx::S8{}, sum, a, b0, b1);
-  }
-};
 
 // ---- scales
 

@@ -16,6 +16,7 @@ struct Device {
 
 struct Shape {
   int64_t m, n, k, group;
+  int64_t w_bits;       // of a weight's code
   int64_t x_bytes = 2;  // of an activation
 };
 

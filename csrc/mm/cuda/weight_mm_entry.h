@@ -30,7 +30,7 @@ Tensor weight_mm(const char* op, const CudaKernel<WeightMmSkinnyKernel> (&few)[S
     args.w_e5m2 = codes == Codes::e5m2;
     const bool f32 = args.x_dtype == Dtype::f32, copies = needs_copy(args);
     const int planes = f32 ? kPlanes : 1;
-    const Shape shape{args.m, args.n, args.k, args.k}, of_planes{planes * args.m, args.n, args.k, args.k};
+    const Shape shape{args.m, args.n, args.k, args.k, 8}, of_planes{planes * args.m, args.n, args.k, args.k, 8};
     const Device model = device_of(t.x, device.capability, op);
     auto multiply = [&](int one) {
       const weight::Choice choice = weight::choose(of_planes, copies, model, one);

@@ -19,7 +19,7 @@ struct Args {
   float* partial;  // [split][m][n], added up by `add_slabs`, or null: straight to out
 };
 
-template <class X, Codes kCodes, int kTokens>
+template <class X, class Format, int kTokens>
 __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
   constexpr int kTiles = row_tiles(kTokens), kEights = kTokens / 8;
   static_assert(kAhead == 2, "what a warp has of a pass is whole pairs of steps");
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
     for (int r = 0; r < kTiles; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        weights[stage][r][half] = ptx::load_stream(rows[r] + 8 * half * pitch + column, policy);
+        weights[stage][r][half] = ptx::load_stream<4>(rows[r] + 8 * half * pitch + column, policy);
   };
 
   // ---- x in shared memory
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
       const int ahead = step + kAhead < pass.end ? step + kAhead : next.begin;
 #pragma unroll
       for (int stage = 0; stage < kAhead; ++stage, offset += 2 * 64) {
-        weight::multiply_64<X, kCodes>(sum, weights[stage],
+        weight::multiply_64<X, Format>(sum, weights[stage],
                                        [&](int j, int upper) { return fragments[j] + offset + 16 * upper; });
         if (ahead < kNone) load(stage, ahead + stage);
       }
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
   add_up<kTokens, false, true>(p, plan, args.partial, sum, shared, first_tile, first_token, tokens);
 }
 
-template <class X, Codes kCodes>
+template <class X, class Format>
 void run(const Args& args, CudaStream stream) {
   const int tokens = args.plan.tokens;
   const int64_t token_blocks = ceil_div(args.p.m, tokens), y = token_blocks < 65535 ? token_blocks : 65535;
@@ -111,9 +111,9 @@ void run(const Args& args, CudaStream stream) {
                   static_cast<unsigned>(ceil_div(token_blocks, y)));
   const Launch how{grid, kThreads, shared_bytes(args.plan, args.p.m, 2), stream, 0};
   switch (tokens) {
-    case 8: return launch(multiply<X, kCodes, 8>, how, args);
-    case 16: return launch(multiply<X, kCodes, 16>, how, args);
-    default: return launch(multiply<X, kCodes, 32>, how, args);
+    case 8: return launch(multiply<X, Format, 8>, how, args);
+    case 16: return launch(multiply<X, Format, 16>, how, args);
+    default: return launch(multiply<X, Format, 32>, how, args);
   }
 }
 
@@ -124,7 +124,7 @@ void run(const WeightMmSkinny& call, CudaStream stream) {
   const int slabs = slabs_of(call.plan, false, f32);
   Args args{p, call.plan, slabs > 1 ? call.workspace : nullptr};
   if (f32) args.p = copied(p, call.workspace + ceil_div(slabs * p.m * p.n, 4) * 4, p.k, stream);
-  weight::with_types<kFp8>(args.p, [&](auto x, auto codes) { run<decltype(x), decltype(codes)::value>(args, stream); });
+  weight::with_types<kFp8>(args.p, [&](auto x, auto format) { run<decltype(x), decltype(format)>(args, stream); });
   if (args.partial) add(p, args.partial, slabs, stream);
 }
 

@@ -28,7 +28,7 @@ struct Args {
   float* partial;  // [split][m][n], added up by `add_slabs`, or null: straight to out
 };
 
-template <class X, Codes kCodes, int kTokens>
+template <class X, class Format, int kTokens>
 __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(const Args args) {
   constexpr int kColumns = 64, kStages = stages(kTokens), kStageBytes = stage_bytes(kTokens);
   constexpr int kTiles = kRows / kWarpsN / 16, kEights = kTokens * kWarpsN / kWarps / 8;  // of a warp
@@ -80,8 +80,8 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
     for (int r = 0; r < kTiles; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        codes[r][half] = ptx::load_shared(stage + w_from + (16 * r + 8 * half) * kWeightBytes);
-    weight::multiply_64<X, kCodes>(sum, codes,
+        codes[r][half] = ptx::load_shared<4>(stage + w_from + (16 * r + 8 * half) * kWeightBytes);
+    weight::multiply_64<X, Format>(sum, codes,
                                    [&](int j, int upper) { return stage + 8 * j * kXBytes + (x_from ^ 16 * upper); });
   };
 
@@ -125,7 +125,7 @@ void run(const WeightMmWide& call, CudaStream stream) {
   const Plan& plan = call.plan;
   const int planes = p.x_dtype == Dtype::f32 ? kPlanes : 1, slabs = plan.split * planes;
   const bool copies = needs_copy(p);
-  const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.k}, planes, copies, false);
+  const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.k, 8}, planes, copies, false);
   const PackedMm mm = copies ? copied(p, call.workspace + at.copy, copy_pitch(p.k), stream) : p;
   const Args args{.p = mm,
                   .split = plan.split,
@@ -134,10 +134,10 @@ void run(const WeightMmWide& call, CudaStream stream) {
                   .partial = slabs > 1 ? call.workspace : nullptr};
   const dim3 grid(args.row_blocks * args.token_blocks, static_cast<unsigned>(plan.split));
   const Launch how{grid, kThreads, shared_bytes(plan.tokens), stream, 0};
-  weight::with_types<kFp8>(mm, [&](auto x, auto codes) {
+  weight::with_types<kFp8>(mm, [&](auto x, auto format) {
     using X = decltype(x);
-    constexpr Codes kCodes = decltype(codes)::value;
-    launch(plan.tokens == 64 ? multiply<X, kCodes, 64> : multiply<X, kCodes, 128>, how, args);
+    using Format = decltype(format);
+    launch(plan.tokens == 64 ? multiply<X, Format, 64> : multiply<X, Format, 128>, how, args);
   });
   if (args.partial) add(p, args.partial, slabs, stream);
 }

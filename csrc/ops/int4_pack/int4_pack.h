@@ -1,4 +1,4 @@
-// packed = qdata in the tiled layout of formats/int4.h, or of formats/int4_cuda.h; codes beyond n and k are 0.
+// packed = qdata in the tiled layout of formats/int4.h, or of formats/nibbles_cuda.h; codes beyond n and k are 0.
 #pragma once
 #include <cstdint>
 

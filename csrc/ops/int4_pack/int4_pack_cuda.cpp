@@ -1,7 +1,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/cuda_entry.h"
-#include "formats/int4_cuda.h"
+#include "formats/int4.h"
+#include "formats/nibbles_cuda.h"
 #include "ops/int4_pack/int4_pack_entry.h"
 
 namespace aoq {
@@ -16,7 +17,7 @@ const bool kRegistered = register_cuda_op("int4_pack", kKernels);
 
 Tensor int4_pack_cuda(const Tensor& qdata, int64_t k) {
   const OnDevice device(qdata, "int4_pack");
-  return int4_pack_entry(qdata, k, int4_cuda::kTileK, int4_cuda::kTileBytes, [&](const Int4Pack& args) {
+  return int4_pack_entry(qdata, k, nibbles::kTileK, nibbles::tile_bytes(Int4::kBits), [&](const Int4Pack& args) {
     select(kKernels, device.capability)(args, device.stream);
     device.check_launch();
   });

@@ -33,7 +33,7 @@ def int4_pack(qdata: Tensor, k: int) -> Tensor:
     16-bit words, lane i is words 2i (even k) and 2i + 1 (odd k), and nibble j of word 2i + p is k = 2j + p.
 
     On CUDA a 512-byte tile covers 16 rows and 64 k: 16 bytes for each lane of a warp, in the order of the tensor
-    cores' fragments. csrc/formats/int4_cuda.h has the picture.
+    cores' fragments. csrc/formats/nibbles_cuda.h has the picture.
 
     Args:
         qdata: uint8 [n, ceil(k / 2)], low nibble = even k.

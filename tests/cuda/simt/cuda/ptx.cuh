@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "base/dtype.h"
+#include "cuda/words.h"
 
 namespace aoq::ptx {
 namespace {
@@ -12,9 +13,7 @@ struct Bf16 {};
 struct F16 {};
 struct S8 {};
 
-struct U32x4 {
-  uint32_t word[4];
-};
+using U32x4 = Words<4>;
 
 inline char* shared_memory() { return simt::block->shared(); }
 inline uint32_t kept(uint32_t value) { return value; }
@@ -32,9 +31,9 @@ T load_global(const void* data) {
   simt::read_global();
   return load<T>(data);
 }
-template <bool kEarly = false>
-U32x4 load_stream(const void* data, uint64_t) {
-  return load_global<U32x4>(data);
+template <int kCount, bool kEarly = false>
+Words<kCount> load_stream(const void* data, uint64_t) {
+  return load_global<Words<kCount>>(data);
 }
 template <bool kEarly = false>
 uint32_t load_ahead(const void* data) {
@@ -42,7 +41,10 @@ uint32_t load_ahead(const void* data) {
 }
 
 inline U32x4 load_sixteen(const void* data) { return load_global<U32x4>(data); }
-inline U32x4 load_shared(const void* data) { return load<U32x4>(data); }
+template <int kCount>
+Words<kCount> load_shared(const void* data) {
+  return load<Words<kCount>>(data);
+}
 
 // A copy arrives when its thread waits for it, and not before.
 inline void copy_async(void* shared, const void* data, unsigned size, unsigned bytes) {

@@ -1,11 +1,12 @@
-// Few rows of x (tokens) times int4 weights, on mma.sync: weights are A, so that 8 tokens are a fragment's columns.
+// Few rows of x (tokens) times weights of one to four bits a code, on mma.sync: weights are A, so that 8 tokens are a
+// fragment's columns.
 //
-//   A warp streams its tiles of the packed weight from memory to registers, sixteen bytes a lane, kAhead tiles ahead of
-//   use and past L1; what a lane loads is its share of A once decoded (formats/int4_cuda.h), so no weight goes through
-//   shared memory. x does, by cp.async, and comes back as B with ldmatrix.
-//   Codes minus 8 are exact in 16 bits, their products with x exact in fp32; in 8 bits (int8_int4_mm) sums are whole
+//   A warp streams its tiles of the packed weight from memory to registers, up to sixteen bytes a lane, kAhead tiles
+//   ahead of use and past L1; what a lane loads is its share of A once decoded (formats/nibbles_cuda.h), so no weight
+//   goes through shared memory. x does, by cp.async, and comes back as B with ldmatrix.
+//   Codes minus the middle one are exact in 16 bits, their products with x exact in fp32; of an int8 x sums are whole
 //   numbers. After each span of k, which lies in one group, a row's sums are multiplied with its scale. The zero
-//   point's share, (8 - zero) * scale * (sum of x), takes one multiplication more with a matrix of ones.
+//   point's share, (kMid - zero) * scale * (sum of x), takes one multiplication more with a matrix of ones.
 //   Warps, and blocks, that share rows along k add up through shared memory, that of the cluster, or memory: always in
 //   the same order.
 //
@@ -13,12 +14,12 @@
 #pragma once
 #include <type_traits>
 
-#include "formats/int4_cuda.h"
-#include "mm/cuda/int4_mm_plan.h"
+#include "mm/cuda/nibble_math.cuh"
+#include "mm/cuda/nibble_mm.h"
 #include "mm/cuda/packed_mm.cuh"
 #include "mm/cuda/skinny.cuh"
 
-namespace aoq::int4_skinny {
+namespace aoq::nibble_skinny {
 namespace {
 
 // Of the register of B that holds them, the columns of the eight `eight` of a multiplication.
@@ -26,9 +27,23 @@ __device__ inline uint32_t eight_mask(ptx::Bf16, int) { return ~0u; }
 __device__ inline uint32_t eight_mask(ptx::F16, int) { return ~0u; }
 __device__ inline uint32_t eight_mask(ptx::S8, int eight) { return eight % 2 ? 0xff00ff00 : 0x00ff00ff; }
 
-__device__ inline uint32_t ones(ptx::Bf16) { return 0x3f803f80; }
-__device__ inline uint32_t ones(ptx::F16) { return 0x3c003c00; }
-__device__ inline uint32_t ones(ptx::S8) { return 0x10101010; }  // kUnit, as codes are
+// Of a matrix of ones, times kUnit as codes are, as far as a signed byte holds it: kShort times that is kUnit.
+template <class M>
+constexpr int kOne = M::kUnit > 64 ? 64 : static_cast<int>(M::kUnit);
+template <class M>
+constexpr float kShort = M::kUnit / kOne<M>;
+template <class M>
+__device__ uint32_t ones(ptx::Bf16) {
+  return 0x3f803f80;
+}
+template <class M>
+__device__ uint32_t ones(ptx::F16) {
+  return 0x3c003c00;
+}
+template <class M>
+__device__ uint32_t ones(ptx::S8) {
+  return kOne<M> * 0x01010101u;
+}
 
 struct Args {
   PackedMm p;
@@ -36,12 +51,13 @@ struct Args {
   float* partial;  // [slab][m][n], added up by `add_slabs`, or null: straight to out
 };
 
-template <class X, int kTokens, int kSpan, bool kZero, bool kCluster>
+template <class X, class Format, int kTokens, int kSpan, bool kZero, bool kCluster>
 __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) multiply(const Args args) {
-  using M = Math<X>;
+  using M = Math<X, Format>;
   using Sum = typename M::Sum;
+  using Tile = nibbles::Tile<Format::kBits>;
   constexpr int kTiles = row_tiles(kTokens), kAhead = tiles_ahead(kTokens, kSpan), kEights = kTokens / 8;
-  constexpr int kBytes = M::kBytes, kTileX = int4_cuda::kTileK * kBytes;  // of a row of x
+  constexpr int kBytes = M::kBytes, kTileX = nibbles::kTileK * kBytes;  // of a row of x
   // Where sums and scales fill the registers, a branch after each tile: without, the compiler moves more of a tile's
   // instructions among those of the one before than there is room for.
   constexpr bool kBranches = kTokens > 8 || (kZero && kSpan == 32);
@@ -66,13 +82,15 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
 #pragma unroll
   for (int r = 0; r < kTiles; ++r) {
     const int64_t tile = row_tile + r < tiles_n ? row_tile + r : tiles_n - 1;  // beyond n: read, never stored
-    rows[r] = p.packed + tile * tiles_k * int4_cuda::kTileBytes + lane * int4_cuda::kLaneBytes;
+    rows[r] = p.packed + tile * tiles_k * Tile::kBytes + lane * Tile::plane(0).lane_bytes();
   }
-  ptx::U32x4 weights[kAhead][kTiles] = {};
+  Words<Format::kBits> weights[kAhead][kTiles] = {};
   auto load = [&](int stage, int tiles_on) {
 #pragma unroll
     for (int r = 0; r < kTiles; ++r)
-      weights[stage][r] = ptx::load_stream<kCluster>(rows[r] + tiles_on * int4_cuda::kTileBytes, policy);
+      weights[stage][r] = load_lane<Format::kBits>(lane, [&](auto words, int from) {
+        return ptx::load_stream<words, kCluster>(rows[r] + tiles_on * Tile::kBytes + from, policy);
+      });
   };
   auto load_first = [&](int loads) {
 #pragma unroll
@@ -80,14 +98,14 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
       if (stage < loads) load(stage, stage);
   };
   auto fetch_first = [&](int loads) {  // the same to L2 only
-    const int bytes = (loads < kAhead ? loads : kAhead) * int4_cuda::kTileBytes;
+    const int bytes = (loads < kAhead ? loads : kAhead) * Tile::kBytes;
 #pragma unroll
     for (int r = 0; r < kTiles; ++r)
-      if (lane == r && loads > 0) ptx::fetch(rows[r] - r * int4_cuda::kLaneBytes, bytes, policy);
+      if (lane == r && loads > 0) ptx::fetch(rows[r] - r * Tile::plane(0).lane_bytes(), bytes, policy);
   };
   auto advance = [&](int64_t tiles) {
 #pragma unroll
-    for (int r = 0; r < kTiles; ++r) rows[r] += tiles * int4_cuda::kTileBytes;
+    for (int r = 0; r < kTiles; ++r) rows[r] += tiles * Tile::kBytes;
   };
 
   // ---- scales and zero points of the span to come
@@ -146,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float scale = reader.value(scale_words[r][half]) / M::kUnit;
-        const float shift = kZero ? (8 - reader.value(zero_words[r][half])) * scale : 0;
+        const float shift = kZero ? (Format::kMid - reader.value(zero_words[r][half])) * scale * kShort<M> : 0;
 #pragma unroll
         for (int j = 0; j < kEights; ++j)
 #pragma unroll
@@ -183,11 +201,11 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
   }
 
   // ---- a tile of k, in multiplications of 32 bytes of x
-  auto multiply_tile = [&](const ptx::U32x4(&codes)[kTiles], int offset, bool ends_span) {
+  auto multiply_tile = [&](const Words<Format::kBits>(&codes)[kTiles], int offset, bool ends_span) {
 #pragma unroll
     for (int pair = 0; pair < kTileX / 64; ++pair) {
       ptx::U32x4 b[kEights / kLoadEights];
-      const uint32_t one = ones(X{}), all_ones[4] = {one, one, one, one};
+      const uint32_t one = ones<M>(X{}), all_ones[4] = {one, one, one, one};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (half % (2 / kLoadEights) == 0)
@@ -197,7 +215,6 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
         auto b_of = [&](int j, int i) {
           return b[j / kLoadEights].word[kLoadEights == 1 ? 2 * half + i : 2 * (j % 2) + i];
         };
-        const int word = (2 * pair + half) * M::kWords;
         auto with = [&](auto operand) {  // operand(j, i): b_i of the tokens 8j ..
 #pragma unroll
           for (int j = 0; j < kEights; ++j)
@@ -205,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
 #pragma unroll
           for (int r = 0; r < kTiles; ++r) {
             uint32_t a[4];
-            M::decode(&codes[r].word[word], a);
+            decode<M>(codes[r], 2 * pair + half, a);
 #pragma unroll
             for (int j = 0; j < kEights; ++j) M::multiply(sum[r][j], a, operand(j, 0), operand(j, 1));
           }
@@ -285,57 +302,83 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
 
 // ---- launching
 
-template <class X, int kTokens, int kSpan, bool kZero, bool kCluster>
-void run(const Args& args, CudaStream stream) {
-  const auto kernel = multiply<X, kTokens, kSpan, kZero, kCluster>;
-  const int64_t shared = shared_bytes(args.plan, args.p.m, Math<X>::kBytes);
+template <class X, class Format, int kTokens, int kSpan, bool kZero, bool kCluster>
+void run_plan(const Args& args, CudaStream stream) {
+  const auto kernel = multiply<X, Format, kTokens, kSpan, kZero, kCluster>;
+  const int64_t shared = shared_bytes(args.plan, args.p.m, Math<X, Format>::kBytes);
   const int64_t token_blocks = ceil_div(args.p.m, kTokens), y = token_blocks < 65535 ? token_blocks : 65535;
   const dim3 grid(static_cast<unsigned>(row_blocks(args.plan, args.p.n) * args.plan.split()), static_cast<unsigned>(y),
                   static_cast<unsigned>(ceil_div(token_blocks, y)));
   launch(kernel, {grid, kThreads, shared, stream, kCluster ? static_cast<unsigned>(args.plan.split()) : 0}, args);
 }
 
-template <class X, bool kZero, bool kCluster>
-void run(const Args& args, CudaStream stream) {
+template <class X, class Format, bool kZero, bool kCluster>
+void run_span(const Args& args, CudaStream stream) {
   const int span = span_of(args.p.group, args.p.k);
   auto tokens = [&](auto constant) {
     constexpr int kSpan = decltype(constant)::value;
     switch (args.plan.tokens) {
-      case 8: return run<X, 8, kSpan, kZero, kCluster>(args, stream);
-      case 16: return run<X, 16, kSpan, kZero, kCluster>(args, stream);
-      default: return run<X, 32, kSpan, kZero, kCluster>(args, stream);
+      case 8: return run_plan<X, Format, 8, kSpan, kZero, kCluster>(args, stream);
+      case 16: return run_plan<X, Format, 16, kSpan, kZero, kCluster>(args, stream);
+      default: return run_plan<X, Format, 32, kSpan, kZero, kCluster>(args, stream);
     }
   };
   switch (span) {
     case 128: return tokens(std::integral_constant<int, 128>{});
     case 64: return tokens(std::integral_constant<int, 64>{});
     case 32: return tokens(std::integral_constant<int, 32>{});
-    default: return run<X, 16, 8, kZero, kCluster>(args, stream);
+    default: return run_plan<X, Format, 16, 8, kZero, kCluster>(args, stream);
   }
 }
 
-// int4_mm; workspace: workspace_floats of them.
-template <bool kCluster>
-void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
-  const bool f32 = p.x_dtype == Dtype::f32;
-  const int slabs = slabs_of(plan, kCluster, f32);
-  Args args{p, plan, slabs > 1 ? workspace : nullptr};
-  if (f32) args.p = copied(p, workspace + ceil_div(slabs * p.m * p.n, 4) * 4, p.k, stream);
-  if (p.x_dtype == Dtype::f16)
-    p.zero_point ? run<ptx::F16, true, kCluster>(args, stream) : run<ptx::F16, false, kCluster>(args, stream);
-  else
-    p.zero_point ? run<ptx::Bf16, true, kCluster>(args, stream) : run<ptx::Bf16, false, kCluster>(args, stream);
-  if (args.partial) add(p, workspace, slabs, stream);
+template <class X, class Format, bool kCluster>
+void run_as(const Args& args, CudaStream stream) {
+  args.p.zero_point ? run_span<X, Format, true, kCluster>(args, stream)
+                    : run_span<X, Format, false, kCluster>(args, stream);
 }
 
-// int8_int4_mm: p.x holds codes in the order of quantized_k, rows of whole sixteens.
-template <bool kCluster>
-void run_int8(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
-  const int slabs = slabs_of(plan, kCluster, false);
-  const Args args{p, plan, slabs > 1 ? workspace : nullptr};
-  p.zero_point ? run<ptx::S8, true, kCluster>(args, stream) : run<ptx::S8, false, kCluster>(args, stream);
-  if (args.partial) add(p, workspace, slabs, stream);
+// x as given; blocks that share rows along k are a cluster, or not.
+template <class Format, bool kCluster>
+void run(const NibbleSkinny& call, CudaStream stream) {
+  const PackedMm& p = call.mm;
+  const bool f32 = p.x_dtype == Dtype::f32;
+  const int slabs = slabs_of(call.plan, kCluster, f32);
+  Args args{p, call.plan, slabs > 1 ? call.workspace : nullptr};
+  if (f32) args.p = copied(p, call.workspace + ceil_div(slabs * p.m * p.n, 4) * 4, p.k, stream);
+  p.x_dtype == Dtype::f16 ? run_as<ptx::F16, Format, kCluster>(args, stream)
+                          : run_as<ptx::Bf16, Format, kCluster>(args, stream);
+  if (args.partial) add(p, args.partial, slabs, stream);
+}
+
+// x as int8 codes.
+template <class Format, bool kCluster>
+void run_int8(const NibbleSkinny& call, CudaStream stream) {
+  const int slabs = slabs_of(call.plan, kCluster, false);
+  const Args args{call.mm, call.plan, slabs > 1 ? call.workspace : nullptr};
+  run_as<ptx::S8, Format, kCluster>(args, stream);
+  if (args.partial) add(call.mm, args.partial, slabs, stream);
+}
+
+// Blocks that share rows along k add up through memory: a second kernel adds their sums in order.
+template <class Format>
+void run_sm80(const NibbleSkinny& call, CudaStream stream) {
+  run<Format, false>(call, stream);
+}
+template <class Format>
+void run_int8_sm80(const NibbleSkinny& call, CudaStream stream) {
+  run_int8<Format, false>(call, stream);
+}
+
+// They are a cluster and add up through its shared memory; the first weights are on their way to L2 before the kernel
+// that computes x, or quantizes it, has ended.
+template <class Format>
+void run_sm90a(const NibbleSkinny& call, CudaStream stream) {
+  run<Format, true>(call, stream);
+}
+template <class Format>
+void run_int8_sm90a(const NibbleSkinny& call, CudaStream stream) {
+  run_int8<Format, true>(call, stream);
 }
 
 }  // namespace
-}  // namespace aoq::int4_skinny
+}  // namespace aoq::nibble_skinny

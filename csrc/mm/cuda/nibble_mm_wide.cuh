@@ -1,23 +1,25 @@
-// Many rows of x (tokens) times int4 weights, on mma.sync: weights are A, so that 8 tokens are a fragment's columns.
+// Many rows of x (tokens) times weights of one to four bits a code, on mma.sync: weights are A, so that 8 tokens are a
+// fragment's columns.
 //
 //   A block multiplies 128 rows of w with 64 or 128 tokens, a stage of 128 bytes of each token after the other: x, its
 //   weights and, for zero points, the sums of x come to shared memory by cp.async, three stages ahead. Four warps share
 //   the rows, two the tokens: 32 x 64 sums each, of which a lane holds 64.
-//   A warp reads its tile's words as the lanes own them (formats/int4_cuda.h) and decodes each once for its 64 tokens;
-//   x comes back as B with ldmatrix, rows of 128 bytes whose sixteens are permuted by row: no two of eight rows share
-//   banks.
-//   Codes minus 8 are exact; after each span of k, which lies in one group, a row's sums are multiplied with its scale
-//   and the zero point's share, (8 - zero) * scale * (sum of x over the span), is added, in fp32.
+//   A warp reads its tile's words as the lanes own them (formats/nibbles_cuda.h) and decodes each once for its 64
+//   tokens; x comes back as B with ldmatrix, rows of 128 bytes whose sixteens are permuted by row: no two of eight rows
+//   share banks.
+//   Codes minus the middle one are exact; after each span of k, which lies in one group, a row's sums are multiplied
+//   with its scale and the zero point's share, (kMid - zero) * scale * (sum of x over the span), is added, in fp32.
 //   Blocks that share rows along k add up through memory, in order.
 //
 // Bound by the tensor cores from about 64 tokens (sm_80) on: a warp's 16 multiplications of 8 cycles take one ldmatrix
 // for each four and 22 other instructions for decoding.
 #pragma once
-#include "mm/cuda/int4_mm_wide_plan.h"
+#include "mm/cuda/nibble_math.cuh"
+#include "mm/cuda/nibble_mm.h"
 #include "mm/cuda/packed_mm.cuh"
 #include "mm/cuda/wide.cuh"
 
-namespace aoq::int4_wide {
+namespace aoq::nibble_wide {
 namespace {
 
 struct Args {
@@ -30,14 +32,15 @@ struct Args {
   float* partial;      // [split][m][n], added up by `add_slabs`, or null: straight to out
 };
 
-template <class X, int kTokens>
+template <class X, class Format, int kTokens>
 __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(const Args args) {
-  using M = Math<X>;
+  using M = Math<X, Format>;
   using Sum = typename M::Sum;
+  using Tile = nibbles::Tile<Format::kBits>;
   constexpr int kBytes = M::kBytes, kColumns = kXBytes / kBytes, kTilesK = kColumns / 64;  // of a stage
   constexpr int kTiles = kRows / kWarpsN / 16, kEights = kTokens * kWarpsN / kWarps / 8;   // of a warp
-  constexpr int kStageBytes = stage_bytes(kTokens, kBytes), kWeights = kTokens * kXBytes;
-  constexpr int kStages = stages(kBytes), kXSums = kWeights + weight_bytes(kBytes);
+  constexpr int kStageBytes = stage_bytes(kTokens, kBytes, Format::kBits), kWeights = kTokens * kXBytes;
+  constexpr int kStages = stages(kBytes), kXSums = kWeights + weight_bytes(kBytes, Format::kBits);
   const PackedMm& p = args.p;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int warp_n = warp % kWarpsN, warp_m = warp / kWarpsN;
@@ -58,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   const int x_to = x_row * kXBytes + 16 * (sixteen ^ x_row % 8);
   const char* const x = static_cast<const char*>(p.x) + (first_token + x_row) * p.x_stride * kBytes + 16 * sixteen;
   const int64_t row_tile = first_row / 16 + warp < tiles_n ? first_row / 16 + warp : tiles_n - 1;
-  const uint8_t* const codes = p.packed + row_tile * tiles_k * int4_cuda::kTileBytes + lane * int4_cuda::kLaneBytes;
+  const uint8_t* const codes = p.packed + row_tile * tiles_k * Tile::kBytes + lane * 16;
   auto copy = [&](char* stage, int k) {
     const int left = x_left - k * kBytes, bytes = left <= 0 ? 0 : left < 16 && kBytes == 2 ? left : 16;
 #pragma unroll
@@ -70,8 +73,9 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
 #pragma unroll
     for (int i = 0; i < kTilesK; ++i) {
       const bool real = k / 64 + i < tiles_k;
-      ptx::copy_async(stage + kWeights + ((i * kWarps + warp) * 32 + lane) * 16,
-                      real ? codes + static_cast<int64_t>(k / 64 + i) * int4_cuda::kTileBytes : codes, real ? 16 : 0);
+      if (Tile::kBytes == 32 * 16 || lane < Tile::kBytes / 16)
+        ptx::copy_async(stage + kWeights + ((i * kWarps + warp) * (Tile::kBytes / 16) + lane) * 16,
+                        real ? codes + static_cast<int64_t>(k / 64 + i) * Tile::kBytes : codes, real ? 16 : 0);
     }
     if (args.x_sum && threadIdx.x < kTokens) {
       const float* const of_token = args.x_sum + (first_token + threadIdx.x) * spans;
@@ -130,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         scale[r][half] = reader.value(scale_words[r][half]);
-        shift[r][half] = (8 - reader.value(zero_words[r][half])) * scale[r][half];
+        shift[r][half] = (Format::kMid - reader.value(zero_words[r][half])) * scale[r][half];
         scale[r][half] /= M::kUnit;
       }
 #pragma unroll
@@ -172,15 +176,18 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
         x_sums += 4 * kTokens;
       }
     };
-    ptx::U32x4 words[kTiles];
+    Words<Format::kBits> codes[kTiles];
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
       constexpr int kPairs = 2 / kTilesK;  // of a tile
 #pragma unroll
       for (int r = 0; r < kTiles; ++r)
-        if (pair % kPairs == 0)
-          words[r] =
-              ptx::load_shared(stage + kWeights + ((pair / kPairs * kWarps + warp_n * kTiles + r) * 32 + lane) * 16);
+        if (pair % kPairs == 0) {
+          const char* const first =
+              stage + kWeights + Tile::to_lane(pair / kPairs * kWarps + warp_n * kTiles + r, lane);
+          codes[r] = load_lane<Format::kBits>(
+              lane, [&](auto words, int from) { return ptx::load_shared<words>(first + from); });
+        }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         ptx::U32x4 b[kEights / 2];
@@ -190,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
 #pragma unroll
         for (int r = 0; r < kTiles; ++r) {
           uint32_t a[4];
-          M::decode(&words[r].word[(pair % kPairs * 2 + half) * M::kWords], a);
+          decode<M>(codes[r], pair % kPairs * 2 + half, a);
 #pragma unroll
           for (int j = 0; j < kEights; ++j)
             M::multiply(sum[r][j], a, b[j / 2].word[j % 2 * 2], b[j / 2].word[j % 2 * 2 + 1]);
@@ -249,16 +256,16 @@ __device__ inline float sum_sixteen(ptx::S8, ptx::U32x4 codes, int) {  // zeros 
 // The sums of x over each span: eight lanes take one, sixteen bytes at a time.
 template <class X>
 __global__ void __launch_bounds__(kAddThreads) sum_spans(const PackedMm p, int span, float* x_sum) {
-  constexpr int kStep = 16 / Math<X>::kBytes;
+  constexpr int kBytes = x_bytes(X{}), kStep = 16 / kBytes;
   const int columns = static_cast<int>(p.k), spans = (columns + span - 1) / span;
   const int lane = static_cast<int>(threadIdx.x % 8);
   for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
-    const char* const x = static_cast<const char*>(p.x) + row * p.x_stride * Math<X>::kBytes;
+    const char* const x = static_cast<const char*>(p.x) + row * p.x_stride * kBytes;
     for (int i = static_cast<int>(threadIdx.x) / 8; i < (spans + 3) / 4 * 4; i += kAddThreads / 8) {  // whole warps
       const int first = (i < spans ? i : spans - 1) * span, last = span < columns - first ? first + span : columns;
       float sum = 0;
       for (int k = first + kStep * lane; k < last; k += kStep * 8)
-        sum += sum_sixteen(X{}, ptx::load_sixteen(x + int64_t{k} * Math<X>::kBytes), last - k);
+        sum += sum_sixteen(X{}, ptx::load_sixteen(x + int64_t{k} * kBytes), last - k);
       for (int width = 4; width > 0; width /= 2) sum += __shfl_down_sync(~0u, sum, width, 8);
       if (lane == 0 && i < spans) x_sum[row * spans + i] = sum;
     }
@@ -267,8 +274,8 @@ __global__ void __launch_bounds__(kAddThreads) sum_spans(const PackedMm p, int s
 
 // ---- launching
 
-template <class X>
-void run(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, CudaStream stream) {
+template <class X, class Format>
+void run_as(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, CudaStream stream) {
   const int span = static_cast<int>(span_of(p.group, p.k));
   const Args args{.p = p,
                   .split = plan.split,
@@ -280,33 +287,36 @@ void run(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, Cuda
                   .partial = partial};
   if (p.zero_point) launch(sum_spans<X>, {dim3(grid_for(p.m, 1)), kAddThreads, 0, stream, 0}, p, span, x_sum);
   const dim3 grid(args.row_blocks * args.token_blocks, static_cast<unsigned>(plan.split));
-  const int64_t shared = shared_bytes(plan.tokens, Math<X>::kBytes);
-  launch(plan.tokens == 64 ? multiply<X, 64> : multiply<X, 128>, {grid, kThreads, shared, stream, 0}, args);
+  const int64_t shared = shared_bytes(plan.tokens, x_bytes(X{}), Format::kBits);
+  launch(plan.tokens == 64 ? multiply<X, Format, 64> : multiply<X, Format, 128>, {grid, kThreads, shared, stream, 0},
+         args);
 }
 
-// int4_mm; workspace as workspace_of says.
-template <class = void>
-void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
-  const int planes = p.x_dtype == Dtype::f32 ? kPlanes : 1, slabs = plan.split * planes;
+// x as given.
+template <class Format>
+void run_sm80(const NibbleWide& call, CudaStream stream) {
+  const PackedMm& p = call.mm;
+  const int planes = p.x_dtype == Dtype::f32 ? kPlanes : 1, slabs = call.plan.split * planes;
   const bool copies = needs_copy(p);
-  const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.group}, planes, copies, p.zero_point);
-  const PackedMm mm = copies ? copied(p, workspace + at.copy, copy_pitch(p.k), stream) : p;
-  float* const partial = slabs > 1 ? workspace : nullptr;
+  const Workspace at = workspace_of(call.plan, {p.m, p.n, p.k, p.group, Format::kBits}, planes, copies, p.zero_point);
+  const PackedMm mm = copies ? copied(p, call.workspace + at.copy, copy_pitch(p.k), stream) : p;
+  float* const partial = slabs > 1 ? call.workspace : nullptr;
   if (mm.x_dtype == Dtype::f16)
-    run<ptx::F16>(mm, plan, partial, workspace + at.x_sum, stream);
+    run_as<ptx::F16, Format>(mm, call.plan, partial, call.workspace + at.x_sum, stream);
   else
-    run<ptx::Bf16>(mm, plan, partial, workspace + at.x_sum, stream);
+    run_as<ptx::Bf16, Format>(mm, call.plan, partial, call.workspace + at.x_sum, stream);
   if (partial) add(p, partial, slabs, stream);
 }
 
-// int8_int4_mm: p.x holds codes in the order of quantized_k, rows of whole sixteens.
-template <class = void>
-void run_int8(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
-  const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.group, 1}, 1, false, p.zero_point);
-  float* const partial = plan.split > 1 ? workspace : nullptr;
-  run<ptx::S8>(p, plan, partial, workspace + at.x_sum, stream);
-  if (partial) add(p, partial, plan.split, stream);
+// x as int8 codes.
+template <class Format>
+void run_int8_sm80(const NibbleWide& call, CudaStream stream) {
+  const PackedMm& p = call.mm;
+  const Workspace at = workspace_of(call.plan, {p.m, p.n, p.k, p.group, Format::kBits, 1}, 1, false, p.zero_point);
+  float* const partial = call.plan.split > 1 ? call.workspace : nullptr;
+  run_as<ptx::S8, Format>(p, call.plan, partial, call.workspace + at.x_sum, stream);
+  if (partial) add(p, partial, call.plan.split, stream);
 }
 
 }  // namespace
-}  // namespace aoq::int4_wide
+}  // namespace aoq::nibble_wide

@@ -1,22 +1,23 @@
-// Many rows of x (tokens) times int4 weights on Hopper: wgmma with w as A, decoded in registers.
+// Many rows of x (tokens) times weights of one to four bits a code on Hopper: wgmma with w as A, decoded in registers.
 //
 //   One warp copies: boxes of x, of packed w, of scales and zero points to a ring of stages in shared memory, each of
 //   128 columns (TMA; what lies beyond n, k and m arrives as zeros). A row tile of packed w is a row of its tensor, and
-//   a lane's sixteen bytes of a tile are its share of A of four wgmmas, as they are of four mma.m16n8k16
-//   (formats/int4_cuda.h): 512 bytes a warp, read without bank conflicts.
-//   Two warpgroups multiply. Codes minus 8 are exact in 16 bits, their products with x exact in fp32; after each span
-//   of k, which lies in one group, a row's sums are multiplied with its scale. So weights are never rounded. The zero
-//   point's share, (8 - zero) * scale * (sum of x), takes the sums of x that a kernel before this one wrote. A
-//   warpgroup decodes the next tile while its last ones are multiplied.
+//   a lane's words of a tile are its share of A of four wgmmas, as they are of four mma.m16n8k16
+//   (formats/nibbles_cuda.h): neighbours' words are neighbours, read without bank conflicts.
+//   Two warpgroups multiply. Codes minus the middle one are exact in 16 bits, their products with x exact in fp32;
+//   after each span of k, which lies in one group, a row's sums are multiplied with its scale. So weights are never
+//   rounded. The zero point's share, (kMid - zero) * scale * (sum of x), takes the sums of x that a kernel before this
+//   one wrote. A warpgroup decodes the next tile while its last ones are multiplied.
 //   Blocks of a cluster that share a tile along k add up through its shared memory, always in the same order.
 #pragma once
 #include <type_traits>
 
 #include "cuda/hopper.cuh"
-#include "mm/cuda/int4_mm_wgmma_plan.h"
+#include "mm/cuda/nibble_math.cuh"
+#include "mm/cuda/nibble_mm.h"
 #include "mm/cuda/packed_mm.cuh"
 
-namespace aoq::int4_wgmma {
+namespace aoq::nibble_wgmma {
 namespace {
 
 struct Args {
@@ -30,7 +31,7 @@ struct Args {
 // Of x in memory: whole sixteen bytes, the last ones filled up with zeros.
 template <class X>
 constexpr int64_t x_columns(int64_t k) {
-  constexpr int kSixteen = 16 / Math<X>::kBytes;
+  constexpr int kSixteen = 16 / x_bytes(X{});
   return ceil_div(k, kSixteen) * kSixteen;
 }
 
@@ -45,13 +46,18 @@ struct Place {
 };
 static_assert(sizeof(Place) <= kPlaceBytes);
 
+// 32-bit words of w in a row tile of a stage, as the copy engine counts columns.
+template <class Format>
+constexpr int kStepWords = kStepK / nibbles::kTileK * nibbles::Tile<Format::kBits>::kBytes / 4;
+
 // What a warpgroup multiplies at a time: sums of fewer tokens leave registers for more totals.
 constexpr int part_of(int tokens, int halves) { return halves == 2 && tokens > 64 ? 64 : tokens; }
 
-template <class X, int kTokens, int kHalves, int kSpan, bool kZero>
+template <class X, class Format, int kTokens, int kHalves, int kSpan, bool kZero>
 __global__ void __launch_bounds__(kThreads, 1)
     multiply(const __grid_constant__ Maps maps, const __grid_constant__ Args args) {
-  using M = Math<X>;
+  using M = Math<X, Format>;
+  using Codes = nibbles::Tile<Format::kBits>;
   constexpr int kPart = part_of(kTokens, kHalves), kParts = kTokens / kPart, kSpans = kStepK / kSpan;
   constexpr int kSums = kPart / 2, kAtomK = 16 * M::kWords, kAtoms = 64 / kAtomK, kRows = 128 * kHalves;
   const PackedMm& p = args.p;
@@ -63,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Steps steps = steps_of(p.k, static_cast<int>(split), static_cast<int>(rank));
   const uint32_t count = static_cast<uint32_t>(steps.end - steps.begin);
   const int scale_bytes = p.scale_dtype == Dtype::f32 ? 4 : 2;
-  const Stage stage = stage_of(kTokens, kHalves, kSpan, kZero, M::kBytes, scale_bytes);
+  const Stage stage = stage_of(kTokens, kHalves, kSpan, kZero, M::kBytes, Format::kBits, scale_bytes);
 
   char* const shared = hopper::shared_memory();
   const int64_t in_stages = stages * stage.bytes, in_sums = sum_bytes(kTokens, kRows);
@@ -83,14 +89,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp >= kConsumers / 32) {  // ---- the warpgroup of which one thread copies
     hopper::shrink_registers<40>();
     if (threadIdx.x == kConsumers) {
-      const uint32_t bytes = static_cast<uint32_t>(kTokens * kStepK * M::kBytes + kHalves * 8 * 1024 +
+      const uint32_t bytes = static_cast<uint32_t>(kTokens * kStepK * M::kBytes + kHalves * 8 * 2 * Codes::kBytes +
                                                    (kZero ? 2 : 1) * kHalves * 8 * kSpans * 16 * scale_bytes +
                                                    (kZero ? kSpans * kTokens * 4 : 0));
       const int row_tile = row_block * 8 * kHalves, token = token_block * kTokens;
       auto each_box_of_w = [&](uint32_t step, auto visit) {  // visit(map, column, place in a stage)
         const int unit = static_cast<int>(steps.begin + step);
         const int group = p.group >= p.k ? 0 : unit * kStepK / static_cast<int>(p.group);
-        visit(maps.codes, unit * 256, stage.codes);
+        visit(maps.codes, unit * kStepWords<Format>, stage.codes);
         visit(maps.scale, group * 16, stage.scale);
         if constexpr (kZero) visit(maps.zero_point, group * 16, stage.zero_point);
       };
@@ -149,11 +155,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint32_t slot = 0, parity = 0;
 
   auto decode = [&](const char* at, int half, int tile_k) {
-    const auto codes =
-        *reinterpret_cast<const int4_cuda::Lane*>(at + stage.codes + (first_tile + 4 * half) * 1024 +
-                                                  tile_k * int4_cuda::kTileBytes + lane * int4_cuda::kLaneBytes);
+    const char* const tile = at + stage.codes + (first_tile + 4 * half) * (2 * Codes::kBytes) + tile_k * Codes::kBytes +
+                             lane * Codes::plane(0).lane_bytes();
+    const auto codes = load_lane<Format::kBits>(
+        lane, [&](auto words, int from) { return *reinterpret_cast<const Words<words>*>(tile + from); });
 #pragma unroll
-    for (int atom = 0; atom < kAtoms; ++atom) M::decode(&codes.word[atom * M::kWords], a[tile_k][atom]);
+    for (int atom = 0; atom < kAtoms; ++atom) aoq::decode<M>(codes, atom, a[tile_k][atom]);
   };
   // Columns [first, first + count) of a stage.
   auto multiply_columns = [&](const char* at, int part, int first, int count, bool begins) {
@@ -208,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, 1)
               return *reinterpret_cast<const uint32_t*>(scales + i * reader.half() + from);
             };
             const float value = reader.value(word(0));
-            if constexpr (kZero) shift[i] = (8 - reader.value(word(stage.zero_point - stage.scale))) * value;
+            if constexpr (kZero) shift[i] = (Format::kMid - reader.value(word(stage.zero_point - stage.scale))) * value;
             scale[i] = value / M::kUnit;
           }
           auto add_zero_points = [&] {
@@ -274,14 +281,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kWidth; ++i)
       if (i < left) value[i] = finished(p, m, row + i, value[i]);
     if (p.n % kWidth == 0 && p.out_dtype != Dtype::f32) {
-      int4_cuda::Lane packed;
+      ptx::U32x4 packed;
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         packed.word[i] = p.out_dtype == Dtype::bf16
                              ? static_cast<uint32_t>(float_to_bf16(value[2 * i])) |
                                    static_cast<uint32_t>(float_to_bf16(value[2 * i + 1])) << 16
                              : ptx::f32_to_f16(value[2 * i]) | ptx::f32_to_f16(value[2 * i + 1]) << 16;
-      reinterpret_cast<int4_cuda::Lane*>(static_cast<uint16_t*>(p.out) + m * p.n + row)[0] = packed;
+      *reinterpret_cast<ptx::U32x4*>(static_cast<uint16_t*>(p.out) + m * p.n + row) = packed;
     } else {
 #pragma unroll
       for (int i = 0; i < kWidth; ++i)
@@ -306,7 +313,8 @@ __device__ inline float sum_word(ptx::S8, uint32_t quad) { return static_cast<fl
 constexpr int kSumThreads = 256;
 template <class X, int kSpan>
 __global__ void __launch_bounds__(kSumThreads) sum_spans(const PackedMm p, float* sums, int64_t pitch) {
-  constexpr int kWidth = 16 / Math<X>::kBytes, kTeam = kSpan / kWidth;  // values of a thread, threads of a sum
+  constexpr int kBytes = x_bytes(X{}), kWidth = 16 / kBytes,
+                kTeam = kSpan / kWidth;  // values of a thread, threads of a sum
   const int64_t spans = ceil_div(p.k, kStepK) * (kStepK / kSpan), teams = p.m * spans;
   const int64_t blocks = ceil_div(teams * kTeam, kSumThreads);
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {  // whole warps, for the shuffles
@@ -314,8 +322,8 @@ __global__ void __launch_bounds__(kSumThreads) sum_spans(const PackedMm p, float
     const int64_t row = team / spans, span = team % spans, k = span * kSpan + item % kTeam * kWidth;
     float sum = 0;
     if (team < teams && k < x_columns<X>(p.k)) {
-      const auto x = *reinterpret_cast<const int4_cuda::Lane*>(static_cast<const char*>(p.x) +
-                                                               (row * p.x_stride + k) * Math<X>::kBytes);
+      const auto x =
+          *reinterpret_cast<const ptx::U32x4*>(static_cast<const char*>(p.x) + (row * p.x_stride + k) * kBytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum += sum_word(X{}, x.word[i]);
     }
@@ -327,30 +335,32 @@ __global__ void __launch_bounds__(kSumThreads) sum_spans(const PackedMm p, float
 
 // ---- launching
 
-template <class X, int kTokens, int kHalves, int kSpan, bool kZero>
-void run(const Args& args, CudaStream stream) {
+template <class X, class Format, int kTokens, int kHalves, int kSpan, bool kZero>
+void run_plan(const Args& args, CudaStream stream) {
+  constexpr int kXBytes = x_bytes(X{}), kTileBytes = nibbles::Tile<Format::kBits>::kBytes;
   const PackedMm& p = args.p;
   const int bytes = p.scale_dtype == Dtype::f32 ? 4 : 2, box_rows = 8 * kHalves;
   const int64_t tiles = ceil_div(p.n, 16), tiles_k = ceil_div(p.k, 64), groups = ceil_div(p.k, p.group);
   Maps maps{};
-  maps.x = hopper::tensor_map(p.x, Math<X>::kBytes, p.m, x_columns<X>(p.k), p.x_stride * Math<X>::kBytes, kTokens,
-                              wgmma::kRowBytes / Math<X>::kBytes, true);
-  maps.codes = hopper::tensor_map(p.packed, 4, tiles, tiles_k * 128, tiles_k * 512, box_rows, 256, false);
+  maps.x = hopper::tensor_map(p.x, kXBytes, p.m, x_columns<X>(p.k), p.x_stride * kXBytes, kTokens,
+                              wgmma::kRowBytes / kXBytes, true);
+  maps.codes = hopper::tensor_map(p.packed, 4, tiles, tiles_k * (kTileBytes / 4), tiles_k * kTileBytes, box_rows,
+                                  kStepWords<Format>, false);
   auto scales = [&](const void* data) {
     return hopper::tensor_map(data, bytes, tiles, groups * 16, groups * 16 * bytes, box_rows, kStepK / kSpan * 16,
                               false);
   };
   maps.scale = scales(p.scale);
   maps.zero_point = scales(kZero ? p.zero_point : p.scale);
-  const Stage stage = stage_of(kTokens, kHalves, kSpan, kZero, Math<X>::kBytes, bytes);
+  const Stage stage = stage_of(kTokens, kHalves, kSpan, kZero, kXBytes, Format::kBits, bytes);
   const auto blocks = static_cast<unsigned>(args.row_tiles * args.token_tiles * args.plan.split);
-  launch(multiply<X, kTokens, kHalves, kSpan, kZero>,
+  launch(multiply<X, Format, kTokens, kHalves, kSpan, kZero>,
          {dim3(blocks), kThreads, shared_bytes(args.plan, stage), stream, static_cast<unsigned>(args.plan.split)}, maps,
          args);
 }
 
 // Every instance for x of this kind.
-template <class X>
+template <class X, class Format>
 void run_as(const PackedMm& p, const Plan& plan, float* x_sums, CudaStream stream) {
   const int64_t pitch = sums_pitch(p.m);
   const Args args{p, plan, x_sums, pitch, row_tiles(plan, p.n), token_tiles(plan, p.m)};
@@ -358,13 +368,13 @@ void run_as(const PackedMm& p, const Plan& plan, float* x_sums, CudaStream strea
     constexpr int kSpan = decltype(span)::value;
     constexpr bool kZero = decltype(zero)::value;
     if constexpr (kZero) {
-      const int64_t threads = p.m * ceil_div(p.k, kStepK) * (kStepK * Math<X>::kBytes / 16);
+      const int64_t threads = p.m * ceil_div(p.k, kStepK) * (kStepK * x_bytes(X{}) / 16);
       launch(sum_spans<X, kSpan>, {dim3(grid_for(threads, kSumThreads)), kSumThreads, 0, stream, 0}, p, x_sums, pitch);
     }
     switch (plan.tokens * 8 + plan.halves) {
 #define AOQ_INSTANCE(tokens, halves) \
-  case tokens * 8 + halves: return run<X, tokens, halves, kSpan, kZero>(args, stream);
-      AOQ_INT4_WGMMA_TILES(AOQ_INSTANCE)
+  case tokens * 8 + halves: return run_plan<X, Format, tokens, halves, kSpan, kZero>(args, stream);
+      AOQ_NIBBLE_WGMMA_TILES(AOQ_INSTANCE)
 #undef AOQ_INSTANCE
     }
   };
@@ -376,15 +386,16 @@ void run_as(const PackedMm& p, const Plan& plan, float* x_sums, CudaStream strea
   }
 }
 
-// int4_mm; workspace as workspace_of says.
-template <class = void>
-void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
+// x as given.
+template <class Format>
+void run_sm90a(const NibbleWgmma& call, CudaStream stream) {
+  const PackedMm& p = call.mm;
   const bool f32 = p.x_dtype == Dtype::f32, copies = needs_copy(p);
   const int planes = f32 ? kPlanes : 1;
-  const Workspace at = workspace_of({p.m, p.n, p.k, p.group}, planes, copies, p.zero_point);
+  const Workspace at = workspace_of({p.m, p.n, p.k, p.group, Format::kBits}, planes, copies, p.zero_point);
   PackedMm mm = p;
   if (copies) {
-    auto* const x = reinterpret_cast<uint16_t*>(workspace + at.copy);
+    auto* const x = reinterpret_cast<uint16_t*>(call.workspace + at.copy);
     launch(copy_rows, {dim3(grid_for(p.m * p.k, kAddThreads)), kAddThreads, 0, stream, 0}, p, x, copy_pitch(p.k));
     mm.x = x;
     mm.x_stride = copy_pitch(p.k);
@@ -393,21 +404,23 @@ void run(const PackedMm& p, const Plan& plan, float* workspace, CudaStream strea
   if (f32) {  // sums of planes, to be added up
     mm.x_dtype = Dtype::bf16;
     mm.bias = nullptr;
-    mm.out = workspace;
+    mm.out = call.workspace;
     mm.out_dtype = Dtype::f32;
   }
   if (mm.x_dtype == Dtype::f16)
-    run_as<ptx::F16>(mm, plan, workspace + at.x_sum, stream);
+    run_as<ptx::F16, Format>(mm, call.plan, call.workspace + at.x_sum, stream);
   else
-    run_as<ptx::Bf16>(mm, plan, workspace + at.x_sum, stream);
-  if (f32) add(p, workspace, planes, stream);
+    run_as<ptx::Bf16, Format>(mm, call.plan, call.workspace + at.x_sum, stream);
+  if (f32) add(p, call.workspace, planes, stream);
 }
 
-// int8_int4_mm: p.x holds codes in the order of quantized_k, rows of whole sixteens.
-template <class = void>
-void run_int8(const PackedMm& p, const Plan& plan, float* workspace, CudaStream stream) {
-  run_as<ptx::S8>(p, plan, workspace + workspace_of({p.m, p.n, p.k, p.group, 1}, 1, false, p.zero_point).x_sum, stream);
+// x as int8 codes.
+template <class Format>
+void run_int8_sm90a(const NibbleWgmma& call, CudaStream stream) {
+  const PackedMm& p = call.mm;
+  const Workspace at = workspace_of({p.m, p.n, p.k, p.group, Format::kBits, 1}, 1, false, p.zero_point);
+  run_as<ptx::S8, Format>(p, call.plan, call.workspace + at.x_sum, stream);
 }
 
 }  // namespace
-}  // namespace aoq::int4_wgmma
+}  // namespace aoq::nibble_wgmma

@@ -1,18 +1,20 @@
-"""The CUDA kernels of int8_int4_mm, thread by thread, against fp64 of the quantized x: plans, groups, ragged edges."""
+"""The CUDA kernels of int8 x times weights of few bits, thread by thread, against fp64 of the quantized x: formats,
+plans, groups, ragged edges."""
 
 import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, Int4MmCuda, Int4MmWgmma, Int4MmWide, PackedMm, Plan, WgmmaPlan, WidePlan
+from kernel_args import DTYPES, NibbleSkinny, NibbleWgmma, NibbleWide, PackedMm, Plan, WgmmaPlan, WidePlan
+from nibbles import BITS, Weight
 from plan_library import Shape, skinny_plan, skinny_workspace, wgmma_workspace, wide_workspace
-from test_int4_mm_kernels import Weight
 
 from aoq.ops import int8_quantize
 from rounding import check_rounding
 
-KERNELS = ("int8_int4_mm_sm80", "int8_int4_mm_sm90a")
-WIDE, WGMMA = "int8_int4_mm_wide_sm80", "int8_int4_mm_wgmma_sm90a"
+KERNELS = ("sm80", "sm90a")
+WIDE, WGMMA = "wide_sm80", "wgmma_sm90a"
+FORMATS = pytest.mark.parametrize("name", BITS)
 # Position p of each sixteen codes holds k of this: rows/quantize_rows.h
 ORDER = torch.tensor([2 * (p // 4) + p % 4 // 2 + 8 * (p % 2) for p in range(16)])
 
@@ -23,13 +25,14 @@ def run(simt_kernel, kernel, x, weight, bias, mapping, plan, checked=True):
     permuted = torch.nn.functional.pad(codes, (0, -k % 16)).unflatten(1, (-1, 16))[..., ORDER].flatten(1).contiguous()
     w_sum = weight.exact.sum(1).float()
     out = torch.full((m, n), math.nan, dtype=x.dtype)
-    shape, zero_points = Shape(m=m, n=n, k=k, group=weight.group, x_bytes=1), weight.zero_point is not None
+    shape = Shape(m=m, n=n, k=k, group=weight.group, w_bits=weight.bits, x_bytes=1)
+    zero_points = weight.zero_point is not None
     if kernel == WGMMA:
         floats = wgmma_workspace(shape, 1, False, zero_points)
     elif kernel == WIDE:
         floats = wide_workspace(shape, plan.split, 1, False, zero_points)
     else:
-        floats = skinny_workspace(shape, plan.log_split, kernel.endswith("sm90a"), False)
+        floats = skinny_workspace(shape, plan.log_split, kernel == "sm90a", False)
     workspace = torch.full((floats,), math.nan)
     asymmetric = mapping == "asymmetric"
     mm = PackedMm(
@@ -40,8 +43,8 @@ def run(simt_kernel, kernel, x, weight, bias, mapping, plan, checked=True):
         **dict(x_asymmetric=asymmetric, w_sum=w_sum, x_zero=zero if asymmetric else None),
         **dict(x_scale=scale, x_scale_stride=1),
     )
-    struct = {WIDE: Int4MmWide, WGMMA: Int4MmWgmma}.get(kernel, Int4MmCuda)
-    simt_kernel(kernel, struct)(mm=mm, plan=plan, workspace=workspace)
+    struct = {WIDE: NibbleWide, WGMMA: NibbleWgmma}.get(kernel, NibbleSkinny)
+    simt_kernel(f"int8_{weight.name}_mm_{kernel}", struct)(mm=mm, plan=plan, workspace=workspace)
     if checked:
         check(out, codes, scale, zero if asymmetric else torch.zeros_like(scale), weight, w_sum, bias)
     return out
@@ -73,13 +76,14 @@ CASES = [  # n, k, group, mapping, scale dtype, x dtype, mapping of x, m, warps_
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@FORMATS
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_fp64(simt_kernel, kernel, case):
+def test_matches_fp64(simt_kernel, kernel, name, case):
     *weight, x_dtype, mapping, m, log_warps_k, log_split, chunk = case
-    weight = Weight(*weight)
+    weight = Weight(name, *weight)
     x = (torch.randn(m, weight.k) + 0.5).to(x_dtype)
     bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
-    shape = Shape(m=m, n=weight.n, k=weight.k, group=weight.group, x_bytes=1)
+    shape = Shape(m=m, n=weight.n, k=weight.k, group=weight.group, w_bits=weight.bits, x_bytes=1)
     run(simt_kernel, kernel, x, weight, bias, mapping, skinny_plan(shape, log_warps_k, log_split, chunk))
 
 
@@ -95,10 +99,11 @@ WIDE_CASES = [  # n, k, group, mapping, scale dtype, x dtype, mapping of x, m, t
 ]
 
 
+@FORMATS
 @pytest.mark.parametrize("case", WIDE_CASES, ids=str)
-def test_wide_matches_fp64(simt_kernel, case):
+def test_wide_matches_fp64(simt_kernel, name, case):
     *weight, x_dtype, mapping, m, tokens, split = case
-    weight = Weight(*weight)
+    weight = Weight(name, *weight)
     x = (torch.randn(m, weight.k) + 0.5).to(x_dtype)
     bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
     run(simt_kernel, WIDE, x, weight, bias, mapping, WidePlan(tokens=tokens, split=split))
@@ -115,10 +120,11 @@ WGMMA_CASES = [  # n, k, group, mapping, scale dtype, x dtype, mapping of x, m, 
 ]
 
 
+@FORMATS
 @pytest.mark.parametrize("case", WGMMA_CASES, ids=str)
-def test_wgmma_matches_fp64(simt_kernel, case):
+def test_wgmma_matches_fp64(simt_kernel, name, case):
     *weight, x_dtype, mapping, m, tokens, halves, split = case
-    weight = Weight(*weight)
+    weight = Weight(name, *weight)
     x = (torch.randn(m, weight.k) + 0.5).to(x_dtype)
     bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
     plan = WgmmaPlan(tokens=tokens, halves=halves, split=split, stages=3)
@@ -126,8 +132,9 @@ def test_wgmma_matches_fp64(simt_kernel, case):
 
 
 @pytest.mark.parametrize("kernel", (*KERNELS, WIDE, WGMMA))
-def test_nonfinite_x_stays_in_its_row(simt_kernel, kernel):
-    weight = Weight(40, 130, 64, "asymmetric", torch.bfloat16)
+@FORMATS
+def test_nonfinite_x_stays_in_its_row(simt_kernel, kernel, name):
+    weight = Weight(name, 40, 130, 64, "asymmetric", torch.bfloat16)
     plan = {
         WIDE: WidePlan(tokens=64, split=1),
         WGMMA: WgmmaPlan(tokens=64, halves=1, split=1, stages=3),

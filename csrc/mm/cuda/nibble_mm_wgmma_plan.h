@@ -1,15 +1,15 @@
-// How a matmul of many rows of x with int4 weights is shared out on Hopper: constexpr, so that the host plans and tests
-// what the device walks.
+// How a matmul of many rows of x with weights of one to four bits a code is shared out on Hopper: constexpr, so that
+// the host plans and tests what the device walks.
 //
 //   A block multiplies a tile of kRows rows of w with `tokens` rows of x: two consumer warpgroups, `halves` times 64
 //   rows of w each, and a third one, of which one thread copies. `split` blocks, a cluster, share a tile along k.
 #pragma once
 #include <cstdint>
 
-#include "mm/cuda/int4_mm_plan.h"
+#include "mm/cuda/nibble_mm_skinny_plan.h"
 #include "mm/cuda/packed_mm_plan.h"
 
-namespace aoq::int4_wgmma {
+namespace aoq::nibble_wgmma {
 
 constexpr int kConsumers = 256, kThreads = kConsumers + 128;
 constexpr int kStepK = 128;       // columns of a stage
@@ -24,7 +24,7 @@ constexpr bool takes(const Shape& s) {
 }
 
 // Tiles there are kernels for: tokens, halves.
-#define AOQ_INT4_WGMMA_TILES(with) with(32, 2) with(64, 1) with(64, 2) with(64, 4) with(128, 1) with(128, 2)
+#define AOQ_NIBBLE_WGMMA_TILES(with) with(32, 2) with(64, 1) with(64, 2) with(64, 4) with(128, 1) with(128, 2)
 
 struct Plan {
   int tokens, halves, split, stages;
@@ -61,12 +61,12 @@ constexpr Steps steps_of(int64_t k, int split, int rank) {
 struct Stage {
   int x, codes, scale, zero_point, x_sum, bytes;  // where each begins; of all
 };
-// element: bytes of an activation; scale: of a scale.
-constexpr Stage stage_of(int tokens, int halves, int span, bool zero, int element, int scale) {
+// element: bytes of an activation; w_bits: of a weight's code; scale: bytes of a scale.
+constexpr Stage stage_of(int tokens, int halves, int span, bool zero, int element, int w_bits, int scale) {
   Stage s{};
   const int tiles = 8 * halves, spans = kStepK / span, scales = tiles * spans * 16 * scale;
   s.codes = tokens * kStepK * element;
-  s.scale = s.codes + tiles * 1024;
+  s.scale = s.codes + tiles * (16 * kStepK * w_bits / 8);
   s.zero_point = s.scale + scales;
   s.x_sum = s.zero_point + (zero ? scales : 0);
   s.bytes = static_cast<int>(ceil_div(s.x_sum + (zero ? spans * tokens * 4 : 0), 1024) * 1024);
@@ -111,7 +111,7 @@ constexpr Workspace workspace_of(const Shape& shape, int planes, bool copies, bo
 
 constexpr int kTiles[][2] = {
 #define AOQ_TILE(tokens, halves) {tokens, halves},
-    AOQ_INT4_WGMMA_TILES(AOQ_TILE)
+    AOQ_NIBBLE_WGMMA_TILES(AOQ_TILE)
 #undef AOQ_TILE
 };
 constexpr int kSplits = 4, kConfigs = kSplits * sizeof(kTiles) / sizeof(kTiles[0]);
@@ -119,8 +119,8 @@ constexpr int kSplits = 4, kConfigs = kSplits * sizeof(kTiles) / sizeof(kTiles[0
 // zero, scale: whether there are zero points, the bytes of a scale; they take room in a stage.
 constexpr Plan plan_of(int config, const Shape& shape, bool zero, int scale) {
   const int tokens = kTiles[config / kSplits][0], halves = kTiles[config / kSplits][1];
-  const Stage stage =
-      stage_of(tokens, halves, span_of(shape.group, shape.k), zero, static_cast<int>(shape.x_bytes), scale);
+  const Stage stage = stage_of(tokens, halves, span_of(shape.group, shape.k), zero, static_cast<int>(shape.x_bytes),
+                               static_cast<int>(shape.w_bits), scale);
   const int64_t steps = ceil_div(shape.k, kStepK);
   int split = 1 << config % kSplits;
   while (split > steps) split /= 2;  // a block without a step would have nothing to wait for
@@ -132,6 +132,7 @@ constexpr double larger(double a, double b) { return a > b ? a : b; }
 constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& device) {
   constexpr double kClock = 1.6, kL2 = 40;  // GHz; bytes a ns and multiprocessor
   const double rows = plan.rows(), tokens = plan.tokens, x_bytes = static_cast<double>(shape.x_bytes);
+  const double weights = static_cast<double>(kStepK * shape.w_bits) / 8;  // bytes of a row in a step; scales take 2
   const double spans = kStepK / static_cast<double>(span_of(shape.group, shape.k));
   const int64_t blocks = row_tiles(plan, shape.n) * token_tiles(plan, shape.m) * plan.split;
   const int64_t waves = ceil_div(blocks, device.multiprocessors);
@@ -144,8 +145,8 @@ constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& dev
   // Its bytes: weights from memory once for the tiles of tokens that run together, all from L2.
   const int64_t in_turn = token_tiles(plan, shape.m);
   const double together = static_cast<double>(in_turn < kTokensInTurn ? in_turn : kTokensInTurn);
-  const double memory = 66 * rows / together * busy / device.bytes_per_ns;
-  const double l2 = (64 * rows + kStepK * x_bytes * tokens) / kL2;
+  const double memory = (weights + 2) * rows / together * busy / device.bytes_per_ns;
+  const double l2 = (weights * rows + kStepK * x_bytes * tokens) / kL2;
   // The largest bounds it; the others hide behind it all but for a tenth.
   const double bound = larger(larger(products, instructions), larger(memory, l2));
   const double step = bound + 0.1 * (products + instructions + memory + l2 - bound);
@@ -166,7 +167,7 @@ constexpr Plan choose(const Shape& shape, const Device& device, bool zero, int s
 constexpr bool pays(const Shape& shape, const Device& device, int before) {
   return shape.m > 32 && takes(shape) &&
          cost_of(choose(shape, device, true, 4), shape, device) + 2000.0 * before <
-             int4_skinny::cost_of(int4_skinny::choose(shape, device), shape, device);
+             nibble_skinny::cost_of(nibble_skinny::choose(shape, device), shape, device);
 }
 
-}  // namespace aoq::int4_wgmma
+}  // namespace aoq::nibble_wgmma

@@ -1,10 +1,10 @@
-// Which of the plans for few rows of x (mm/cuda/skinny_plan.h) int4_mm takes.
+// Which of the plans for few rows of x (mm/cuda/skinny_plan.h) matmuls with weights of one to four bits a code take.
 #pragma once
 #include <cstdint>
 
 #include "mm/cuda/skinny_plan.h"
 
-namespace aoq::int4_skinny {
+namespace aoq::nibble_skinny {
 
 using namespace skinny;
 
@@ -27,7 +27,8 @@ constexpr double cost_of(const Plan& plan, const Shape& shape, const Device& dev
   const int64_t columns =
       128 * plan.warps_k() * ceil_div(block_units(plan, shape.k), plan.warps_k());  // idle warps' too
   const double scales = shape.group < shape.k ? 4.0 / static_cast<double>(shape.group) : 0;
-  const double weights = static_cast<double>(block_rows(plan) * columns) * (0.5 + scales);
+  const double weights =
+      static_cast<double>(block_rows(plan) * columns) * (static_cast<double>(shape.w_bits) / 8 + scales);
   const double x = static_cast<double>(tokens * columns * shape.x_bytes) / 2;  // from L2, twice as fast
   const int64_t waves = ceil_div(blocks, device.multiprocessors);
   // What a block gets of the memory's rate, and at most the 48 KB that it has in flight each 1200 ns; decoding would
@@ -50,4 +51,4 @@ constexpr Plan choose(const Shape& shape, const Device& device) {
       [&](const Plan& plan) { return cost_of(plan, shape, device); });
 }
 
-}  // namespace aoq::int4_skinny
+}  // namespace aoq::nibble_skinny

@@ -1,4 +1,4 @@
-"""How int4_mm's kernels for many rows share out work, and when they are chosen: the constexpr functions themselves."""
+"""How kernels for weights of few bits share out many rows, and when they are chosen: the constexpr functions."""
 
 import ctypes
 import itertools
@@ -56,7 +56,7 @@ def test_shares_cover_everything_once(plans):
 @pytest.mark.parametrize("device", (A100, RTX4090, H100), ids=("A100", "RTX4090", "H100"))
 def test_which_kernel(plans, device):
     def pays(m, n, k, group, before=0):
-        shape = Shape(m=m, n=n, k=k, group=group, x_bytes=2)
+        shape = Shape(m=m, n=n, k=k, group=group, w_bits=4, x_bytes=2)
         return plans.wide_pays(ctypes.byref(shape), ctypes.byref(device), before)
 
     for n, k in ((4096, 4096), (28672, 4096), (8192, 8192), (4096, 14336)):
@@ -66,12 +66,12 @@ def test_which_kernel(plans, device):
 
 
 def test_the_grid_fills_the_device_and_no_more(plans):
-    shape = Shape(m=64, n=4096, k=4096, group=128, x_bytes=2)
+    shape = Shape(m=64, n=4096, k=4096, group=128, w_bits=4, x_bytes=2)
     _, tokens, split = wide_plan(plans, shape, A100)
     assert tokens == 64 and 32 * split <= 2 * 108 and 32 * split > 64
-    shape = Shape(m=8192, n=8192, k=8192, group=128, x_bytes=2)
+    shape = Shape(m=8192, n=8192, k=8192, group=128, w_bits=4, x_bytes=2)
     assert wide_plan(plans, shape, A100)[1:] == (128, 1)
-    shape = Shape(m=64, n=128, k=64, group=32, x_bytes=2)
+    shape = Shape(m=64, n=128, k=64, group=32, w_bits=4, x_bytes=2)
     assert wide_plan(plans, shape, A100)[2] == 1, "one unit of columns"
 
 
@@ -79,7 +79,8 @@ def test_costs_grow_with_the_work(plans):
     for device in (A100, RTX4090, H100):
         for n, k in ((4096, 4096), (8192, 8192)):
             costs = [
-                wide_plan(plans, Shape(m=m, n=n, k=k, group=128, x_bytes=2), device)[0] for m in (64, 256, 1024, 4096)
+                wide_plan(plans, Shape(m=m, n=n, k=k, group=128, w_bits=4, x_bytes=2), device)[0]
+                for m in (64, 256, 1024, 4096)
             ]
             assert costs == sorted(costs)
             # At many rows: the tensor cores' time, and not much more.
@@ -119,7 +120,7 @@ def test_wgmma_steps_cover_everything_once(plans):
 
 def test_every_wgmma_plan_fits_a_multiprocessor(plans):
     for k, group, x_bytes in itertools.product((32, 1000, 8192), (32, 64, 128, 8192), (1, 2)):
-        shape = Shape(m=100, n=5000, k=k, group=group, x_bytes=x_bytes)
+        shape = Shape(m=100, n=5000, k=k, group=group, w_bits=4, x_bytes=x_bytes)
         for zero, scale_bytes, config in itertools.product((False, True), (2, 4), range(24)):
             *_, split, stages, shared = wgmma_plan(plans, shape, zero, scale_bytes, config)
             assert shared <= 227 * 1024 and 2 <= stages <= 8
@@ -128,7 +129,7 @@ def test_every_wgmma_plan_fits_a_multiprocessor(plans):
 
 def test_which_wgmma_plan(plans):
     def shape(m, n, k, group=128):
-        return Shape(m=m, n=n, k=k, group=group, x_bytes=2)
+        return Shape(m=m, n=n, k=k, group=group, w_bits=4, x_bytes=2)
 
     for n, k in ((4096, 4096), (28672, 4096), (8192, 8192), (4096, 14336)):
         assert not any(plans.wgmma_pays(ctypes.byref(shape(m, n, k)), ctypes.byref(H100), 0) for m in (1, 8, 16, 32))
@@ -162,8 +163,8 @@ class Problem(Args):
 SKINNY, WIDE, WGMMA = range(3)
 
 
-def problem(m=64, n=4096, k=4096, group=128, x_bytes=2, hopper=True):
-    shape = Shape(m=m, n=n, k=k, group=group, x_bytes=x_bytes)
+def problem(m=64, n=4096, k=4096, group=128, w_bits=4, x_bytes=2, hopper=True):
+    shape = Shape(m=m, n=n, k=k, group=group, w_bits=4, x_bytes=x_bytes)
     return Problem(shape=shape, zero=False, scale_bytes=2, before=0, hopper=hopper)
 
 

@@ -1,47 +1,37 @@
-"""The CUDA kernels of int4_mm, thread by thread, against fp64: every plan, dtype, group and ragged edge."""
+"""The CUDA kernels of x as given times weights of few bits, thread by thread, against fp64: every format, plan, dtype,
+group and ragged edge."""
 
 import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, Int4MmCuda, Int4MmWgmma, Int4MmWide, PackedMm, WgmmaPlan, WidePlan
+from kernel_args import DTYPES, NibbleSkinny, NibbleWgmma, NibbleWide, PackedMm, WgmmaPlan, WidePlan
+from nibbles import BITS, Weight
 from plan_library import Shape, skinny_plan, skinny_workspace, wgmma_workspace, wide_workspace
 
-from aoq.ops import int4_dequantize, int4_pack_reference, int4_quantize, tile_scale
 from rounding import check_rounding
 
-CUDA = torch.device("cuda")
-KERNELS = ("int4_mm_sm80", "int4_mm_sm90a")
-WIDE = "int4_mm_wide_sm80"
+KERNELS = pytest.mark.parametrize("sm", ("sm80", "sm90a"))
+FORMATS = pytest.mark.parametrize("name", BITS)
 
 
-class Weight:
-    def __init__(self, n, k, group, mapping, scale_dtype):
-        generator = torch.Generator().manual_seed(n + k)
-        w = torch.randn(n, k, generator=generator) * torch.rand(n, 1, generator=generator).exp()
-        qdata, scale, zero = int4_quantize(w, group, mapping, scale_dtype)
-        self.n, self.k, self.group = n, k, group
-        self.packed, self.scale = int4_pack_reference(qdata, k, CUDA), tile_scale(scale)
-        self.zero_point = None if mapping == "symmetric" else tile_scale(zero)
-        self.exact = int4_dequantize(qdata, scale.double(), zero.double(), group, k, torch.float64)
-        self.addends = 15 * scale.double().repeat_interleave(min(group, k), 1)[:, :k] + self.exact.abs()
-
-
-def run(simt_kernel, kernel, x, weight, bias=None, log_warps_k=0, log_split=0, chunk=None):
+def run(simt_kernel, sm, x, weight, bias=None, log_warps_k=0, log_split=0, chunk=None):
     """out of a kernel for few rows under the plan given, every byte of its memory poisoned first."""
     (m, k), n = x.shape, weight.n
     f32 = x.dtype == torch.float32
-    shape = Shape(m=(3 if f32 else 1) * m, n=n, k=k, group=weight.group, x_bytes=2)
+    shape = Shape(m=(3 if f32 else 1) * m, n=n, k=k, group=weight.group, w_bits=weight.bits, x_bytes=2)
     plan = skinny_plan(shape, log_warps_k, log_split, chunk)
-    floats = skinny_workspace(Shape(m=m, n=n, k=k), log_split, kernel.endswith("sm90a"), f32)
-    return multiply(simt_kernel(kernel, Int4MmCuda), x, weight, bias, plan, torch.full((floats,), math.nan))
+    floats = skinny_workspace(Shape(m=m, n=n, k=k), log_split, sm == "sm90a", f32)
+    return multiply(
+        simt_kernel(f"{weight.name}_mm_{sm}", NibbleSkinny), x, weight, bias, plan, torch.full((floats,), math.nan)
+    )
 
 
 def many(x, weight):
     """What workspaces for many rows are asked for besides their plan."""
     (m, k), f32 = x.shape, x.dtype == torch.float32
     copies = f32 or k % 8 or x.stride(0) % 8 or x.stride(0) < k or x.data_ptr() % 16  # needs_copy's answer
-    shape = Shape(m=m, n=weight.n, k=k, group=weight.group, x_bytes=2)
+    shape = Shape(m=m, n=weight.n, k=k, group=weight.group, w_bits=weight.bits, x_bytes=2)
     return shape, 3 if f32 else 1, bool(copies), weight.zero_point is not None
 
 
@@ -50,7 +40,7 @@ def run_wide(simt_kernel, x, weight, bias=None, tokens=64, split=1):
     shape, *rest = many(x, weight)
     workspace = torch.full((wide_workspace(shape, split, *rest),), math.nan)
     plan = WidePlan(tokens=tokens, split=split)
-    return multiply(simt_kernel(WIDE, Int4MmWide), x, weight, bias, plan, workspace)
+    return multiply(simt_kernel(f"{weight.name}_mm_wide_sm80", NibbleWide), x, weight, bias, plan, workspace)
 
 
 def run_wgmma(simt_kernel, x, weight, bias=None, tokens=64, halves=1, split=1, stages=3):
@@ -58,7 +48,7 @@ def run_wgmma(simt_kernel, x, weight, bias=None, tokens=64, halves=1, split=1, s
     shape, *rest = many(x, weight)
     workspace = torch.full((wgmma_workspace(shape, *rest),), math.nan)
     plan = WgmmaPlan(tokens=tokens, halves=halves, split=split, stages=stages)
-    return multiply(simt_kernel("int4_mm_wgmma_sm90a", Int4MmWgmma), x, weight, bias, plan, workspace)
+    return multiply(simt_kernel(f"{weight.name}_mm_wgmma_sm90a", NibbleWgmma), x, weight, bias, plan, workspace)
 
 
 def multiply(kernel, x, weight, bias, plan, workspace):
@@ -103,54 +93,59 @@ CASES = [  # n, k, group, mapping, scale dtype, x dtype, m, plan
 ]
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@KERNELS
+@FORMATS
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_fp64(simt_kernel, kernel, case):
+def test_matches_fp64(simt_kernel, sm, name, case):
     *weight, x_dtype, m, plan = case
-    weight = Weight(*weight)
+    weight = Weight(name, *weight)
     x = torch.randn(m, weight.k).to(x_dtype)
     bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
-    check(run(simt_kernel, kernel, x, weight, bias, **plan), x, weight, bias)
+    check(run(simt_kernel, sm, x, weight, bias, **plan), x, weight, bias)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_fp32_x_is_exact(simt_kernel, kernel):
+@KERNELS
+@FORMATS
+def test_fp32_x_is_exact(simt_kernel, sm, name):
     """As three bf16 parts: to the rounding of fp32 sums, which bf16 x would miss by far."""
-    weight = Weight(24, 192, 64, "asymmetric", torch.float32)
+    weight = Weight(name, 24, 192, 64, "asymmetric", torch.float32)
     x, bias = torch.randn(3, 192) * torch.randn(3, 192).exp(), torch.randn(24)
-    out = run(simt_kernel, kernel, x, weight, bias, log_split=1)
+    out = run(simt_kernel, sm, x, weight, bias, log_split=1)
     check(out, x, weight, bias)
     x[1, 5] = math.inf
-    infinite = run(simt_kernel, kernel, x, weight, bias, log_split=1)
+    infinite = run(simt_kernel, sm, x, weight, bias, log_split=1)
     assert not infinite[1].isfinite().any() and torch.equal(infinite[::2], out[::2])
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_every_plan_gives_the_same_up_to_the_order_of_sums(simt_kernel, kernel):
-    weight = Weight(80, 512, 128, "asymmetric", torch.bfloat16)
+@KERNELS
+@FORMATS
+def test_every_plan_gives_the_same_up_to_the_order_of_sums(simt_kernel, sm, name):
+    weight = Weight(name, 80, 512, 128, "asymmetric", torch.bfloat16)
     x = torch.randn(2, 512).bfloat16()
     for log_warps_k in range(4):
         for log_split in range(4):
-            out = run(simt_kernel, kernel, x, weight, None, log_warps_k, log_split)
+            out = run(simt_kernel, sm, x, weight, None, log_warps_k, log_split)
             check(out, x, weight)
-    assert torch.equal(run(simt_kernel, kernel, x, weight, None, 3, 3), out)
+    assert torch.equal(run(simt_kernel, sm, x, weight, None, 3, 3), out)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_any_row_stride_and_alignment(simt_kernel, kernel):
-    weight = Weight(16, 72, 24, "symmetric", torch.bfloat16)
+@KERNELS
+@FORMATS
+def test_any_row_stride_and_alignment(simt_kernel, sm, name):
+    weight = Weight(name, 16, 72, 24, "symmetric", torch.bfloat16)
     wide = torch.randn(3, 200).bfloat16()
     for x in (wide[:, 8:80], wide[:, 1:73], torch.randn(3, 75).bfloat16()[:, :72], wide[:1, 3:75].expand(3, 72)):
-        check(run(simt_kernel, kernel, x, weight), x, weight)
+        check(run(simt_kernel, sm, x, weight), x, weight)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_nonfinite_x_stays_in_its_row(simt_kernel, kernel):
-    weight = Weight(40, 130, 64, "asymmetric", torch.bfloat16)
+@KERNELS
+@FORMATS
+def test_nonfinite_x_stays_in_its_row(simt_kernel, sm, name):
+    weight = Weight(name, 40, 130, 64, "asymmetric", torch.bfloat16)
     x = torch.randn(3, 130).bfloat16()
-    clean = run(simt_kernel, kernel, x, weight)
+    clean = run(simt_kernel, sm, x, weight)
     x[1, 129] = math.nan
-    out = run(simt_kernel, kernel, x, weight)
+    out = run(simt_kernel, sm, x, weight)
     assert out[1].isnan().all() and torch.equal(out[::2], clean[::2])
 
 
@@ -167,17 +162,19 @@ WIDE_CASES = [  # n, k, group, mapping, scale dtype, x dtype, m, plan
 ]
 
 
+@FORMATS
 @pytest.mark.parametrize("case", WIDE_CASES, ids=str)
-def test_wide_matches_fp64(simt_kernel, case):
+def test_wide_matches_fp64(simt_kernel, name, case):
     *weight, x_dtype, m, plan = case
-    weight = Weight(*weight)
+    weight = Weight(name, *weight)
     x = torch.randn(m, weight.k).to(x_dtype)
     bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
     check(run_wide(simt_kernel, x, weight, bias, **plan), x, weight, bias)
 
 
-def test_wide_fp32_x_is_exact(simt_kernel):
-    weight = Weight(24, 192, 64, "asymmetric", torch.float32)
+@FORMATS
+def test_wide_fp32_x_is_exact(simt_kernel, name):
+    weight = Weight(name, 24, 192, 64, "asymmetric", torch.float32)
     x, bias = torch.randn(35, 192) * torch.randn(35, 192).exp(), torch.randn(24)
     for split in (1, 2):
         out = run_wide(simt_kernel, x, weight, bias, split=split)
@@ -185,15 +182,17 @@ def test_wide_fp32_x_is_exact(simt_kernel):
     assert torch.equal(run_wide(simt_kernel, x, weight, bias, split=2), out)
 
 
-def test_wide_any_row_stride_and_alignment(simt_kernel):
-    weight = Weight(16, 72, 72, "asymmetric", torch.bfloat16)
+@FORMATS
+def test_wide_any_row_stride_and_alignment(simt_kernel, name):
+    weight = Weight(name, 16, 72, 72, "asymmetric", torch.bfloat16)
     wide = torch.randn(3, 200).bfloat16()
     for x in (wide[:, 8:80], wide[:, 1:73], torch.randn(3, 75).bfloat16()[:, :72], wide[:1, 8:80].expand(3, 72)):
         check(run_wide(simt_kernel, x, weight), x, weight)
 
 
-def test_wide_nonfinite_x_stays_in_its_row(simt_kernel):
-    weight = Weight(40, 136, 64, "asymmetric", torch.bfloat16)
+@FORMATS
+def test_wide_nonfinite_x_stays_in_its_row(simt_kernel, name):
+    weight = Weight(name, 40, 136, 64, "asymmetric", torch.bfloat16)
     x = torch.randn(70, 136).bfloat16()
     clean = run_wide(simt_kernel, x, weight)
     x[1, 129] = math.nan
@@ -215,10 +214,11 @@ WGMMA_CASES = [  # n, k, group, mapping, scale dtype, x dtype, m, plan
 ]
 
 
+@FORMATS
 @pytest.mark.parametrize("case", WGMMA_CASES, ids=str)
-def test_wgmma_matches_fp64(simt_kernel, case):
+def test_wgmma_matches_fp64(simt_kernel, name, case):
     *weight, x_dtype, m, plan = case
-    weight = Weight(*weight)
+    weight = Weight(name, *weight)
     x = torch.randn(m, weight.k).to(x_dtype)
     bias = torch.randn(weight.n).to(x_dtype) if m % 2 else None
     out = run_wgmma(simt_kernel, x, weight, bias, **plan)
@@ -226,29 +226,33 @@ def test_wgmma_matches_fp64(simt_kernel, case):
     assert torch.equal(run_wgmma(simt_kernel, x, weight, bias, **plan), out)
 
 
-def test_wgmma_takes_tiles_in_turn(simt_kernel):
+@FORMATS
+def test_wgmma_takes_tiles_in_turn(simt_kernel, name):
     """More tiles of tokens than are taken in turn, and several of rows."""
-    weight = Weight(272, 136, 136, "symmetric", torch.bfloat16)
+    weight = Weight(name, 272, 136, 136, "symmetric", torch.bfloat16)
     x = torch.randn(32 * 9 + 1, 136).bfloat16()
     check(run_wgmma(simt_kernel, x, weight, tokens=32, halves=2), x, weight)
 
 
-def test_wgmma_fp32_x_is_exact(simt_kernel):
-    weight = Weight(24, 192, 64, "asymmetric", torch.float32)
+@FORMATS
+def test_wgmma_fp32_x_is_exact(simt_kernel, name):
+    weight = Weight(name, 24, 192, 64, "asymmetric", torch.float32)
     x, bias = torch.randn(35, 192) * torch.randn(35, 192).exp(), torch.randn(24)
     for split in (1, 2):
         check(run_wgmma(simt_kernel, x, weight, bias, split=split), x, weight, bias)
 
 
-def test_wgmma_any_row_stride_and_alignment(simt_kernel):
-    weight = Weight(16, 72, 72, "asymmetric", torch.bfloat16)
+@FORMATS
+def test_wgmma_any_row_stride_and_alignment(simt_kernel, name):
+    weight = Weight(name, 16, 72, 72, "asymmetric", torch.bfloat16)
     wide = torch.randn(3, 200).bfloat16()
     for x in (wide[:, 8:80], wide[:, 1:73], torch.randn(3, 75).bfloat16()[:, :72], wide[:1, 8:80].expand(3, 72)):
         check(run_wgmma(simt_kernel, x, weight), x, weight)
 
 
-def test_wgmma_nonfinite_x_stays_in_its_row(simt_kernel):
-    weight = Weight(40, 136, 64, "asymmetric", torch.bfloat16)
+@FORMATS
+def test_wgmma_nonfinite_x_stays_in_its_row(simt_kernel, name):
+    weight = Weight(name, 40, 136, 64, "asymmetric", torch.bfloat16)
     x = torch.randn(70, 136).bfloat16()
     clean = run_wgmma(simt_kernel, x, weight)
     x[1, 129] = math.nan
