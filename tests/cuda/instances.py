@@ -1,4 +1,4 @@
-"""The kernels that CMake makes of a template for each format or tile (cmake/instances.cmake), made here for tests."""
+"""The kernels that CMake makes of a template for each format (cmake/instances.cmake), made here for tests."""
 
 import functools
 import sys
@@ -34,3 +34,8 @@ def instances():
                     values = {"kernel": kernel, "plan": plan, "Plan": plan.capitalize(), "x": x, "sm": sm}
                     sources[kernel] = filled("mm/cuda/nibble_mm.cu.in", **of, **values)
     return sources
+
+
+def cutlass_kernels(op, architecture):
+    """The names of an op's kernels that are made with CUTLASS for an architecture."""
+    return [name for sm, name in cuda_kernels(op) if sm == architecture and "_cutlass_" in name]

@@ -4,6 +4,7 @@ import re
 import subprocess
 
 import pytest
+from instances import cutlass_kernels
 from toolchain import CXX, ROOT, cuda_home
 
 OPS = ("int8_mm", "fp8_mm")
@@ -34,25 +35,14 @@ def host_program(cute_flags, tmp_path_factory):
 
 
 def instances(op, architecture):
-    """(codes of x, codes of w, tokens, rows, "true" or "false" for pairs and stream-K, file) of the op's kernels."""
-    files = sorted((ROOT / "csrc/ops" / op).glob(f"{op}_cutlass_*_{architecture}.cu"))
-    assert files
-    for file in files:
+    """(codes of x, codes of w, tokens, rows, "true" or "false" for pairs and stream-K) of the op's kernels, by name."""
+    names = cutlass_kernels(op, architecture)
+    assert names
+    for name in names:
         pattern = rf"{op}_cutlass_(\d+)x(\d+)(_pairs)?(_stream_k)?(?:_(e\dm\d)_(e\dm\d))?_sm\w+"
-        tokens, rows, pairs, stream_k, *codes = re.fullmatch(pattern, file.stem).groups()
+        tokens, rows, pairs, stream_k, *codes = re.fullmatch(pattern, name).groups()
         x, w = ("int8_t", "int8_t") if op == "int8_mm" else (f"float_{each or 'e4m3'}_t" for each in codes)
-        yield x, w, tokens, rows, *("true" if part else "false" for part in (pairs, stream_k)), file
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_a_file_is_named_after_its_tile(op):
-    others = {"int8_mm": "sm80", "fp8_mm": "sm89"}[op]
-    for x, w, tokens, rows, pairs, stream_k, file in (*instances(op, "sm90a"), *instances(op, others)):
-        found = re.search(r"run_dense_(sm\d+)<(.*)>\(p, stream\)", file.read_text())
-        arguments = found[2].replace("cutlass::", "").split(", ")
-        hopper = [x, tokens, rows, pairs] + ([stream_k] if stream_k == "true" else [])
-        assert arguments == (hopper if found[1] == "sm90" else [x, w, tokens, rows])
-        assert found[1] == ("sm90" if file.stem.endswith("sm90a") else "sm80")
+        yield x, w, tokens, rows, *("true" if part else "false" for part in (pairs, stream_k))
 
 
 def test_hopper_kernels_on_the_host(host_program):
@@ -63,7 +53,7 @@ def test_hopper_kernels_on_the_host(host_program):
     """
     *printed, last = host_program("dense_mm", "-DAOQ_SM90")
     hopper = (one for op in OPS for one in instances(op, "sm90a"))
-    wanted = {f"{x} {tokens}x{rows} {pairs} {stream_k}" for x, _, tokens, rows, pairs, stream_k, _ in hopper}
+    wanted = {f"{x} {tokens}x{rows} {pairs} {stream_k}" for x, _, tokens, rows, pairs, stream_k in hopper}
     assert {line.split(":")[0] for line in printed} == wanted
     # 70 x 264 values of each instance, two dtypes, with and without a zero point
     assert last == f"{len(wanted) * 4 * 70 * 264} values agree"

@@ -1,5 +1,5 @@
 // Which kernel multiplies matrices of 8-bit codes: constexpr, so that the host tests what the device gets. A kernel
-// made with CUTLASS is named after its tile,
+// made with CUTLASS is named after its tile, and made of its name:
 // <op>_cutlass_<tokens>x<rows>[_pairs][_stream_k][_<codes of x>_<codes of w>]_<sm>: rows of out, of w. Codes of fp8 are
 // e4m3 unless named.
 #pragma once
@@ -44,6 +44,9 @@ constexpr Tile tile_of(Sm sm, std::string_view name) {
   const auto e5m2 = [&](size_t from) { return named && codes.substr(from, 4) == "e5m2"; };
   return {sm, tokens, rows, pairs, stream_k, e5m2(1), e5m2(6)};
 }
+
+// Whose codes are int8; others' are fp8.
+constexpr bool is_int8(std::string_view name) { return name.substr(0, 5) == "int8_"; }
 
 // What TMA stores has rows of whole sixteen bytes, and the kernels for Hopper give 16-bit floats.
 constexpr bool takes(const Tile& tile, const Problem& p) {

@@ -15,6 +15,7 @@
 #include <cutlass/epilogue/threadblock/fusion/visitors.hpp>
 
 #include "mm/cuda/dense_mm.h"
+#include "mm/cuda/dense_mm_plan.h"
 #if defined(__CUDACC__)  // what launches; tests look at the rest on the host
 #include <cutlass/gemm/device/gemm_universal_adapter.h>
 #endif
@@ -113,6 +114,10 @@ struct FinishAndStore {
 
 // ---- the kernel
 
+template <bool kInt8, bool kE5m2>
+using Code = cutlass::platform::conditional_t<
+    kInt8, int8_t, cutlass::platform::conditional_t<kE5m2, cutlass::float_e5m2_t, cutlass::float_e4m3_t>>;
+
 template <class XCode, class WCode, int kTokens_, int kRows_>
 struct Dense80 {
   static constexpr int kTokens = kTokens_, kRows = kRows_;
@@ -159,9 +164,12 @@ struct Dense80 {
 };
 
 #if defined(__CUDACC__)
-template <class XCode, class WCode, int kTokens, int kRows>
-void run_dense_sm80(const DenseMm& p, CudaStream stream) {
-  using Config = Dense80<XCode, WCode, kTokens, kRows>;
+// Instance: of a kernel below.
+template <class Instance>
+void run_dense(const DenseMm& p, CudaStream stream) {
+  constexpr dense::Tile kTile = Instance::kTile;
+  using Config =
+      Dense80<Code<Instance::kInt8, kTile.x_e5m2>, Code<Instance::kInt8, kTile.w_e5m2>, kTile.tokens, kTile.rows>;
   cutlass::gemm::device::GemmUniversalAdapter<typename Config::Kernel> gemm;
   auto status = gemm.initialize(Config::arguments(p), nullptr, stream);
   if (status == cutlass::Status::kSuccess) status = gemm.run(stream);
@@ -172,3 +180,13 @@ void run_dense_sm80(const DenseMm& p, CudaStream stream) {
 
 }  // namespace
 }  // namespace aoq
+
+// A line of kernels_cuda.inc is a kernel, whose name says all: cmake/instances.cmake makes files of them.
+#define AOQ_CUTLASS_KERNEL(sm, function)                                                       \
+  namespace {                                                                                  \
+  struct function##_instance {                                                                 \
+    static constexpr bool kInt8 = dense::is_int8(#function);                                   \
+    static constexpr dense::Tile kTile = dense::tile_of(Sm::sm, #function);                    \
+  };                                                                                           \
+  }                                                                                            \
+  void function(const DenseMm& p, CudaStream stream) { run_dense<function##_instance>(p, stream); }

@@ -16,7 +16,7 @@
 
 #include "cuda/pdl.h"
 #include "mm/cuda/dense_mm.h"
-#include "mm/cuda/dense_mm_tiles.h"
+#include "mm/cuda/dense_mm_plan.h"
 #if defined(__CUDACC__)  // what launches; tests look at the rest on the host
 #include <cutlass/gemm/device/gemm_universal_adapter.h>
 #endif
@@ -210,14 +210,18 @@ struct Dense90 {
 };
 
 #if defined(__CUDACC__)
-template <class Code, int kTokens, int kRows, bool kPairs, bool kStreamK = false>
-void run_dense_sm90(const DenseMm& p, CudaStream stream) {
-  using Config = Dense90<Code, kTokens, kRows, kPairs, kStreamK>;
+// Instance: of a kernel below.
+template <class Instance>
+void run_dense(const DenseMm& p, CudaStream stream) {
+  constexpr dense::Tile kTile = Instance::kTile;
+  static_assert(!kTile.x_e5m2 && !kTile.w_e5m2, "these have kernels for other architectures alone");
+  using Code = cute::conditional_t<Instance::kInt8, int8_t, cutlass::float_e4m3_t>;
+  using Config = Dense90<Code, kTile.tokens, kTile.rows, kTile.pairs, kTile.stream_k>;
   cutlass::gemm::device::GemmUniversalAdapter<typename Config::Kernel> gemm;
   auto status = gemm.initialize(Config::arguments(p), p.workspace, stream);
   // Programmatic launch: the kernel waits by itself for the one that quantizes x. With stream-K what is before it
   // clears its barriers, and is no kernel.
-  if (status == cutlass::Status::kSuccess) status = gemm.run(stream, nullptr, !kStreamK && pdl());
+  if (status == cutlass::Status::kSuccess) status = gemm.run(stream, nullptr, !kTile.stream_k && pdl());
   if (status != cutlass::Status::kSuccess)
     throw std::runtime_error(std::string("aoq: CUTLASS: ") + cutlass::cutlassGetStatusString(status));
 }
@@ -225,3 +229,13 @@ void run_dense_sm90(const DenseMm& p, CudaStream stream) {
 
 }  // namespace
 }  // namespace aoq
+
+// A line of kernels_cuda.inc is a kernel, whose name says all: cmake/instances.cmake makes files of them.
+#define AOQ_CUTLASS_KERNEL(sm, function)                                                       \
+  namespace {                                                                                  \
+  struct function##_instance {                                                                 \
+    static constexpr bool kInt8 = dense::is_int8(#function);                                   \
+    static constexpr dense::Tile kTile = dense::tile_of(Sm::sm, #function);                    \
+  };                                                                                           \
+  }                                                                                            \
+  void function(const DenseMm& p, CudaStream stream) { run_dense<function##_instance>(p, stream); }

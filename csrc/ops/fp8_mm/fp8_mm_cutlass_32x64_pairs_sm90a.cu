@@ -1,6 +1,0 @@
-#include "mm/cuda/dense_mm_sm90.cuh"
-#include "ops/fp8_mm/fp8_mm_cuda.h"
-
-void aoq::fp8_mm_cutlass_32x64_pairs_sm90a(const DenseMm& p, CudaStream stream) {
-  run_dense_sm90<cutlass::float_e4m3_t, 32, 64, true>(p, stream);
-}

@@ -1,6 +1,0 @@
-#include "mm/cuda/dense_mm_sm80.cuh"
-#include "ops/int8_mm/int8_mm_cuda.h"
-
-void aoq::int8_mm_cutlass_64x128_sm80(const DenseMm& p, CudaStream stream) {
-  run_dense_sm80<int8_t, int8_t, 64, 128>(p, stream);
-}
