@@ -41,6 +41,7 @@ set_property(SOURCE ${programmatic} APPEND PROPERTY COMPILE_DEFINITIONS CUTLASS_
 
 add_library(aoq_cuda SHARED ${AOQ_CUDA_SOURCES})
 aoq_use_torch(aoq_cuda)
+target_include_directories(aoq_cuda PRIVATE ${AOQ_GENERATED})
 target_compile_definitions(aoq_cuda PRIVATE USE_CUDA)
 target_include_directories(aoq_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 if(CUTLASS_INCLUDE_DIRS)

@@ -1,7 +1,7 @@
 """README's tables of formats, and of the ops' kernels by ISA and CUDA architecture. Run it to update them.
 
 Formats are those of the aoq that is installed; kernels are read from csrc/ops/*/kernels*.inc and, where they are made for
-each format, csrc/formats/formats.inc, csrc/mm/kernels.inc and csrc/mm/cuda/nibble_mm.h.
+each format, from csrc/formats/formats.inc, csrc/mm/kernels.inc and csrc/mm/cuda/nibble_mm.h.
 """
 
 import re
@@ -48,15 +48,13 @@ def cuda_kernels(op: str) -> list[tuple[str, str]]:
 def cuda_tables(op: str) -> dict[str, list[tuple[str, str]]]:
     """Its CUDA tables: "", and "_<plan>" where it has kernels for other sizes."""
     files = sorted(path.name for path in (ROOT / "csrc/ops" / op).glob("kernels*_cuda.inc"))
-    tables = {file[len("kernels") : -len("_cuda.inc")]: kernels(op, file) for file in files}
-    return tables or nibble_tables(op)
+    return {file[len("kernels") : -len("_cuda.inc")]: kernels(op, file) for file in files} or nibble_tables(op)
 
 
 def nibble_formats() -> list[tuple[str, str, int, str, str]]:
     """(name, struct, bits of a code, op, op of int8 x) of the formats of one to four bits a code."""
     found = []
-    lines = (ROOT / "csrc/formats/formats.inc").read_text()
-    for name, struct, *ops in re.findall(r"^AOQ_FORMAT\((\w+), (\w+), (\w+), (\w+)\)", lines, re.MULTILINE):
+    for name, struct, *ops in lines("csrc/formats/formats.inc", "AOQ_FORMAT"):
         bits = re.search(r": Affine<([1-4])>", (ROOT / f"csrc/formats/{name}.h").read_text())
         if bits:
             found.append((name, struct, int(bits[1]), *ops))
@@ -69,8 +67,8 @@ def nibble_tables(op: str) -> dict[str, list[tuple[str, str]]]:
         return {}
     text = (ROOT / "csrc/mm/cuda/nibble_mm.h").read_text()
     tables = {}
-    for plan, lines in re.findall(r"^#define AOQ_NIBBLE_(\w+)\(with, mm\) (.*)", text, re.MULTILINE):
-        found = [(sm, f"{op}{suffix}") for sm, suffix in re.findall(r"with\((\w+), mm##(\w+)\)", lines)]
+    for plan, kernels in re.findall(r"^#define AOQ_NIBBLE_(\w+)\(with, mm\) (.*)", text, re.MULTILINE):
+        found = [(sm, f"{op}{suffix}") for sm, suffix in re.findall(r"with\((\w+), mm##(\w+)\)", kernels)]
         tables["" if plan == "SKINNY" else f"_{plan.lower()}"] = found
     return tables
 

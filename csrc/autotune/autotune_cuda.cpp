@@ -7,6 +7,8 @@
 #include <memory>
 #include <mutex>
 
+#include "base/tensors.h"
+
 namespace aoq {
 namespace {
 

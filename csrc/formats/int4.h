@@ -4,7 +4,7 @@
 //   scale, zero_point  [n][ceil(k/group)]     w = (code - zero_point) * scale
 //
 // Packed for the CPU (formats/format.h) a unit is sixteen rows by eight columns in 64 bytes, and scales and zero points
-// are [ceil(n/16)][ceil(k/group)][16]. CUDA's kernels read another layout: formats/nibbles_cuda.h.
+// are [ceil(n/16)][ceil(k/group)][16]. CUDA's kernels read another layout: formats/int4_cuda.h.
 #pragma once
 #include <cstdint>
 

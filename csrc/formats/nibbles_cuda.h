@@ -180,8 +180,8 @@ constexpr uint32_t gather(uint32_t word, int pair) {
   return (word >> 4 * pair & kMask) | (word >> (4 * pair + 16 - kBits) & kMask << kBits);
 }
 
-// Calls visit(pair, row, column of its first code, the byte of qdata where that one begins) for the pairs of word
-// `word` of a lane; the byte is -1 beyond n and k.
+// Calls visit(pair, row, column of its first code, the byte of qdata where that one begins, mask) for the pairs of word
+// `word` of a lane: the byte is -1 beyond n and k, and mask says which of the pair's bits are within k.
 template <int kBits, class Visit>
 constexpr void each_pair(int64_t n, int64_t k, int64_t index, int word, Visit visit) {
   const int64_t tiles_k = ceil_div(k, kTileK), tile = index / kLanes;
@@ -189,7 +189,8 @@ constexpr void each_pair(int64_t n, int64_t k, int64_t index, int word, Visit vi
     const Code code = code_at({static_cast<int>(index % kLanes), word, pair});
     const int64_t row = tile / tiles_k * kTileN + code.row, column = tile % tiles_k * kTileK + code.k;
     const int64_t byte = 8 % kBits == 0 ? column / (8 / kBits) : column * kBits / 8;
-    visit(pair, row, column, row < n && column < k ? row * row_bytes<kBits>(k) + byte : -1);
+    visit(pair, row, column, row < n && column < k ? row * row_bytes<kBits>(k) + byte : -1,
+          column + 1 < k ? (1u << 2 * kBits) - 1 : (1u << kBits) - 1);
   }
 }
 
@@ -198,7 +199,7 @@ constexpr Words<kBits> pack_lane(const uint8_t* qdata, int64_t n, int64_t k, int
   Words<kBits> lane{};
   for (int word = 0; word < kAtoms; ++word) {
     uint32_t nibbles = 0;
-    each_pair<kBits>(n, k, index, word, [&](int pair, int64_t, int64_t column, int64_t at) {
+    each_pair<kBits>(n, k, index, word, [&](int pair, int64_t, int64_t column, int64_t at, uint32_t mask) {
       if (at < 0) return;
       uint32_t plain = qdata[at];
       if constexpr (kBits < 4) {
@@ -206,9 +207,8 @@ constexpr Words<kBits> pack_lane(const uint8_t* qdata, int64_t n, int64_t k, int
         plain >>= shift;
         if (shift + 2 * kBits > 8 && column * kBits / 8 + 1 < row_bytes<kBits>(k))
           plain |= static_cast<uint32_t>(qdata[at + 1]) << (8 - shift);
-        plain &= (1 << 2 * kBits) - 1;
       }
-      nibbles |= spread<kBits>(plain, pair);
+      nibbles |= spread<kBits>(plain & mask, pair);
     });
     add_nibbles(lane, word, nibbles);
   }
@@ -221,12 +221,12 @@ template <int kBits, class Any>
 constexpr void unpack_lane(const Words<kBits>& lane, uint8_t* qdata, int64_t n, int64_t k, int64_t index, Any any) {
   const int part = static_cast<int>(index % 4);
   for (int word = 0; word < kAtoms; ++word)
-    each_pair<kBits>(n, k, index, word, [&](int pair, int64_t row, int64_t column, int64_t at) {
-      auto mine = [&] { return gather<kBits>(nibbles_of(lane, word), pair); };
+    each_pair<kBits>(n, k, index, word, [&](int pair, int64_t row, int64_t column, int64_t at, uint32_t mask) {
+      auto mine = [&] { return gather<kBits>(nibbles_of(lane, word), pair) & mask; };
       if constexpr (kBits == 4) {
         if (at >= 0) qdata[at] = static_cast<uint8_t>(mine());
       } else {
-        const uint32_t eight = any(mine() << 2 * kBits * part, word, pair);
+        const uint32_t eight = any((column < k ? mine() : 0) << 2 * kBits * part, word, pair);
         const int64_t byte = column / 8 * kBits + part, bytes = row_bytes<kBits>(k);
         if (part < kBits && row < n && byte < bytes)
           qdata[row * bytes + byte] = static_cast<uint8_t>(eight >> 8 * part);

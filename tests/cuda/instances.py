@@ -6,7 +6,7 @@ import sys
 from toolchain import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from support_matrix import nibble_formats, nibble_tables
+from support_matrix import cuda_kernels, nibble_formats, nibble_tables
 
 
 def filled(template, **values):

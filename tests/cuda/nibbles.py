@@ -26,12 +26,6 @@ def packed_codes(codes, bits):
     return torch.cat(planes, -1).to(torch.uint8)
 
 
-def plain_codes(codes, bits):
-    """uint8 [n, k] to a checkpoint's rows: code k is bits [k * bits, (k + 1) * bits) of its row."""
-    stream = pad((codes[..., None] >> torch.arange(bits) & 1).flatten(1), (0, -codes.shape[1] * bits % 8))
-    return (stream.unflatten(1, (-1, 8)).long() << torch.arange(8)).sum(-1).to(torch.uint8)
-
-
 class Weight:
     """Random codes with scales and, but for "symmetric", zero points: whole ones, or of "hqq" any."""
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels of packing codes of few bits and of int4 quantizing, thread by thread: the bits of the references
+"""The CUDA kernels of packing codes of few bits and of quantizing to them, thread by thread: the bits of the references
 and of the CPU's."""
 
 import faulthandler
@@ -8,10 +8,10 @@ import signal
 import pytest
 import torch
 from kernel_args import DTYPES, MAPPINGS, Int4Pack, Int4Quantize, Int4Unpack
-from nibbles import BITS, packed_codes, plain_codes
+from nibbles import BITS, packed_codes
 
 from aoq.ops import int4_quantize, intx_quantize
-from aoq.ops.bits import row_bytes
+from aoq.ops.bits import from_codes, row_bytes
 
 SHAPES = [(16, 64), (1, 1), (17, 65), (33, 6), (48, 576), (20, 1001), (40, 128)]
 
@@ -19,13 +19,17 @@ SHAPES = [(16, 64), (1, 1), (17, 65), (33, 6), (48, 576), (20, 1001), (40, 128)]
 @pytest.mark.parametrize("name", BITS)
 @pytest.mark.parametrize("n, k", SHAPES)
 def test_pack_and_unpack(simt_kernel, name, n, k):
+    """Bits after a row's last code are not packed, and are 0 when they are unpacked."""
     bits = BITS[name]
     codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
-    qdata, wanted = plain_codes(codes, bits), packed_codes(codes, bits)
+    qdata, wanted = from_codes(codes, bits), packed_codes(codes, bits)
+    dirty = qdata.clone()
+    dirty[:, -1] |= (0xFF << (k * bits - 1) % 8 + 1) & 0xFF
     packed, back = torch.full_like(wanted, 0xA5), torch.full_like(qdata, 0xA5)
-    simt_kernel(f"{name}_pack_sm80", Int4Pack)(n=n, k=k, qdata=qdata, packed=packed)
+    simt_kernel(f"{name}_pack_sm80", Int4Pack)(n=n, k=k, qdata=dirty, packed=packed)
     assert torch.equal(packed, wanted)
-    simt_kernel(f"{name}_unpack_sm80", Int4Unpack)(n=n, k=k, packed=packed, qdata=back)
+    wide = torch.nn.functional.pad(codes, (0, -k % 64), value=1)  # as nobody packs it
+    simt_kernel(f"{name}_unpack_sm80", Int4Unpack)(n=n, k=k, packed=packed_codes(wide, bits), qdata=back)
     assert torch.equal(back, qdata)
 
 

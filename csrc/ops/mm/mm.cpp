@@ -8,101 +8,23 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "ops/mm/mm_entry.h"
+
 namespace aoq {
 namespace {
-
-constexpr const char* kOp = "mm";
-
-struct Weight {
-  Tensor packed, scale;
-  std::optional<Tensor> zero_point, w_sum;
-
-  explicit Weight(const std::vector<Tensor>& parts) {
-    check_value(parts.size() >= 2 && parts.size() <= 4, kOp, "parts",
-                "expected packed, scale, zero_point and w_sum, got ", parts.size(), " tensors");
-    packed = parts[0];
-    scale = parts[1];
-    if (parts.size() > 2 && parts[2].numel()) zero_point = parts[2];
-    if (parts.size() > 3 && parts[3].numel()) w_sum = parts[3];
-  }
-  PackedOperands operands(const Tensor& x, const std::optional<Tensor>& bias) const {
-    return {x, packed, scale, zero_point, w_sum, bias};
-  }
-  Weight expert(int64_t index) const {
-    const auto of = [&](const Tensor& part) { return torch::stable::select(part, 0, index); };
-    Weight one = *this;
-    one.packed = of(packed);
-    one.scale = of(scale);
-    if (zero_point) one.zero_point = of(*zero_point);
-    if (w_sum) one.w_sum = of(*w_sum);
-    return one;
-  }
-};
-
-// multiply(rows of x, weight, bias) is what an expert does.
-template <class Multiply>
-Tensor experts(const Tensor& x, const Weight& weight, const std::optional<Tensor>& bias, int64_t n,
-               const Tensor& offsets, Multiply multiply) {
-  check_value(x.dim() == 2, kOp, "x", "expected shape [m, k] with offsets, got ", shape(x));
-  check_type(dtype_of(offsets) == ScalarType::Int || dtype_of(offsets) == ScalarType::Long, kOp, "offsets",
-             "expected int32 or int64, got ", dtype_name(dtype_of(offsets)));
-  check_value(offsets.dim() == 1, kOp, "offsets", "expected shape [experts], got ", shape(offsets));
-  check_same_device(offsets, x, kOp, "offsets");
-  const int64_t count = offsets.size(0), m = x.size(0);
-  const auto check_experts = [&](const Tensor& part, int64_t dims, const char* name) {
-    check_value(part.dim() == dims && part.size(0) == count, kOp, name, "expected ", dims,
-                " dimensions, the first one of ", count, " experts, got ", shape(part));
-  };
-  check_experts(weight.packed, 4, "packed");
-  check_experts(weight.scale, 4, "scale");
-  if (weight.zero_point) check_experts(*weight.zero_point, 4, "zero_point");
-  if (weight.w_sum) check_experts(*weight.w_sum, 2, "w_sum");
-  if (bias) check_experts(*bias, 2, "bias");
-  check_value(n > 0, kOp, "n", "expected at least 1 row of w, got ", n);
-  check_size(n, kOp, "n");
-  check_size(x, kOp, "x");
-  const Tensor ends = as_contiguous(offsets);
-  const void* const data = ends.const_data_ptr();
-  const bool wide = dtype_of(offsets) == ScalarType::Long;
-  Tensor rows = x, out = new_tensor(x, {m, n});
-  int64_t begin = 0;
-  for (int64_t expert = 0; expert < count; ++expert) {
-    const int64_t end = wide ? static_cast<const int64_t*>(data)[expert] : static_cast<const int32_t*>(data)[expert];
-    check_value(end >= begin && end <= m, kOp, "offsets", "expected ascending numbers of at most m = ", m, ", got ",
-                end, " after ", begin);
-    if (end == begin) continue;
-    std::optional<Tensor> of_bias;
-    if (bias) of_bias = torch::stable::select(*bias, 0, expert);
-    Tensor to = torch::stable::narrow(out, 0, begin, end - begin);
-    torch::stable::copy_(to,
-                         multiply(torch::stable::narrow(rows, 0, begin, end - begin), weight.expert(expert), of_bias));
-    begin = end;
-  }
-  Tensor rest = torch::stable::narrow(out, 0, begin, m - begin);
-  torch::stable::zero_(rest);
-  return out;
-}
 
 Tensor mm_any(const Tensor& x, const std::vector<Tensor>& parts, const std::optional<Tensor>& bias, int64_t n,
               const std::string& format, const std::string& x_as, std::optional<int64_t> group_size,
               const std::optional<Tensor>& offsets, int64_t config) {
   const FormatId* const id = find_format(format);
-  check_value(id != nullptr, kOp, "format", "expected one of ", format_names(), ", got ", format);
+  check_value(id != nullptr, mm_entry::kOp, "format", "expected one of ", format_names(), ", got ", format);
   const FormatInfo& info = info_of(*id);
-  check_value(x_as == "given" || x_as == "int8", kOp, "x_as", "expected given or int8, got ", x_as);
-  const XAs as = x_as == "int8" ? XAs::int8 : XAs::given;
-  check_value(info.op[static_cast<int>(as)] != nullptr, kOp, "x_as", "expected given for ", format, " weights, got ",
-              x_as);
-  check_value(group_size.has_value() == info.grouped, kOp, "group_size", "expected ",
-              info.grouped ? "a number" : "None", " for ", format, " weights");
-  check_tensor(x, kOp, "x");
-  const Weight weight(parts);
-  check_value(info.grouped || !weight.zero_point, kOp, "parts", "expected no zero_point for ", format, " weights");
-  check_value(as == XAs::int8 || !weight.w_sum, kOp, "parts", "expected no w_sum unless x_as is int8");
-  const auto multiply = [&](const Tensor& rows, const Weight& w, const std::optional<Tensor>& b) {
-    return mm(kOp, *id, as, w.operands(rows, b), n, group_size, config);
+  const auto one = [&](bool int8, const Tensor& rows, const mm_entry::Weight& w, const std::optional<Tensor>& b) {
+    const XAs as = int8 ? XAs::int8 : XAs::given;
+    return mm(mm_entry::kOp, *id, as, w.operands(rows, b), n, group_size, config);
   };
-  return offsets ? experts(x, weight, bias, n, *offsets, multiply) : multiply(x, weight, bias);
+  const bool takes_int8 = info.op[static_cast<int>(XAs::int8)] != nullptr;
+  return mm_entry::run(x, parts, bias, n, format, info.grouped, takes_int8, x_as, group_size, offsets, one);
 }
 
 }  // namespace

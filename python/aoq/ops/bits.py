@@ -19,9 +19,10 @@ def unit_k(bits: int) -> int:
     return 32 // (8 if bits == 8 else bits & -bits)
 
 
-def packed_shape(n: int, k: int, bits: int) -> tuple[int, int, int]:
-    """The shape of the packed codes of a weight [n, k] on the CPU: units of 16 rows by `unit_k(bits)` columns."""
-    columns = unit_k(bits)
+def packed_shape(n: int, k: int, bits: int, device: torch.device | None = None) -> tuple[int, int, int]:
+    """The shape of a weight's [n, k] packed codes: on the CPU units of 16 rows by `unit_k(bits)` columns, on CUDA
+    tiles of 16 rows by 64 columns (csrc/formats/nibbles_cuda.h)."""
+    columns = 64 if device is not None and device.type == "cuda" else unit_k(bits)
     return -(-n // TILE_N), -(-k // columns), 2 * columns * bits
 
 

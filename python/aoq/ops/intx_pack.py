@@ -62,7 +62,7 @@ def _(qdata: Tensor, k: int, bits: int) -> Tensor:
     _check_sizes(check, k, bits)
     check.shape(qdata, "qdata", qdata.shape[0], row_bytes(k, bits))
     check.size(qdata, "qdata")
-    return qdata.new_empty(packed_shape(qdata.shape[0], k, bits))
+    return qdata.new_empty(packed_shape(qdata.shape[0], k, bits, qdata.device))
 
 
 @torch.library.register_fake("aoq::intx_unpack")  # type: ignore[untyped-decorator]
@@ -73,7 +73,7 @@ def _(packed: Tensor, n: int, k: int, bits: int) -> Tensor:
     check.at_least_one(n, "n")
     check.size(n, "n")
     _check_sizes(check, k, bits)
-    check.shape(packed, "packed", *packed_shape(n, k, bits))
+    check.shape(packed, "packed", *packed_shape(n, k, bits, packed.device))
     check.size(packed, "packed")
     return packed.new_empty((n, row_bytes(k, bits)))
 

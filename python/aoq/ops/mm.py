@@ -17,6 +17,7 @@ from aoq.ops.int4_quantize import intx_dequantize
 from aoq.ops.int8_mm import linear_reference
 from aoq.ops.int8_quantize import int8_dequantize
 from aoq.ops.int8_unpack import int8_unpack_reference
+from aoq.ops.intx_pack import intx_unpack
 from aoq.ops.packed import differentiable, packed_mm_fake, untile_scale
 from aoq.ops.packed import mm_reference as exact_mm
 
@@ -137,7 +138,10 @@ def _dequantize(
         return fp8_dequantize(codes.view(torch.float8_e5m2 if "e5m2" in format else torch.float8_e4m3fn), scale, dtype)
     if of.bits == 8:
         return int8_dequantize(int8_unpack_reference(packed, n, k), scale, None, dtype)
-    qdata = from_codes(unpack_codes(packed, torch.arange(n, device=packed.device), k, of.bits), of.bits)
+    if packed.is_cuda:
+        qdata = intx_unpack(packed, n, k, of.bits)
+    else:
+        qdata = from_codes(unpack_codes(packed, torch.arange(n), k, of.bits), of.bits)
     return intx_dequantize(qdata, scale, zero_point, of.bits, group_size or k, k, dtype)
 
 
@@ -175,7 +179,7 @@ def _(
     check.value(x_as == "int8" or w_sum is None, "parts", lambda: "expected no w_sum unless x_as is int8")
 
     def shape(n: int, k: int, device: torch.device) -> tuple[int, ...]:
-        return packed_shape(n, k, of.bits)
+        return packed_shape(n, k, of.bits, device)
 
     def dtype(device: torch.device) -> torch.dtype:
         return torch.uint8

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Granularity, Json, MappingType, PerAxis, PerGroup, PerRow
-from aoq.ops.bits import from_codes, packed_shape, unpack_codes
+from aoq.ops.bits import TILE_N, from_codes, packed_shape, unpack_codes
 from aoq.ops.dtypes import dtype_name
 from aoq.ops.int4_quantize import intx_dequantize
 from aoq.ops.intx_pack import intx_pack, intx_unpack
@@ -216,6 +216,8 @@ def format_of(name: str, dtype: torch.dtype, bits: int) -> WeightFormat:
     """The format that the library calls `name`, in groups of 64 from the command line."""
 
     def rows(packed: Tensor, ids: Tensor, k: int) -> Tensor:
+        if packed.is_cuda:
+            return intx_unpack(packed, packed.shape[0] * TILE_N, k, bits)[ids]
         return from_codes(unpack_codes(packed, ids, k, bits), bits)
 
     def floats(parts: Sequence[Any], group: int, k: int, dtype: torch.dtype) -> Tensor:
@@ -228,7 +230,7 @@ def format_of(name: str, dtype: torch.dtype, bits: int) -> WeightFormat:
         lambda codes, k: intx_pack(codes.contiguous(), k, bits),
         lambda packed, n, k: intx_unpack(packed, n, k, bits),
         rows,
-        lambda n, k, device: packed_shape(n, k, bits),
+        lambda n, k, device: packed_shape(n, k, bits, device),
     )
     scales = PartPerGroup("scale"), PartPerGroup("zero_point", optional=True)
     configs = {
