@@ -1,7 +1,7 @@
 """README's tables of formats, and of the ops' kernels by ISA and CUDA architecture. Run it to update them.
 
-Formats are those of the aoq that is installed; kernels are read from csrc/ops/*/kernels*.inc and, where they are made for
-each format, from csrc/formats/formats.inc, csrc/mm/kernels.inc and csrc/mm/cuda/nibble_mm.h.
+Formats are those of the aoq that is installed; kernels are read from csrc/ops/*/kernels*.inc and, where they are made
+for each format, from csrc/formats/formats.inc, csrc/mm/kernels.inc and csrc/mm/cuda/nibble_mm.h.
 """
 
 import re
