@@ -1,6 +1,5 @@
 # Matmul kernels: a file of each format (csrc/formats/formats.inc) that has the op, for each kernel of csrc/mm/kernels.inc,
 # in ${AOQ_GENERATED}, with the table of them all. A new format, or a new kernel, is a line there.
-set(AOQ_GENERATED ${CMAKE_BINARY_DIR}/generated)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS csrc/formats/formats.inc csrc/mm/kernels.inc)
 
 set(line "^AOQ_FORMAT\\(([a-z0-9_]+), ([A-Za-z0-9]+), ([a-z0-9_]+), ([a-z0-9_]+)\\)$")
