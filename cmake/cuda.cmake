@@ -39,6 +39,13 @@ set(programmatic ${AOQ_CUTLASS_SOURCES})
 list(FILTER programmatic EXCLUDE REGEX "_stream_k_")
 set_property(SOURCE ${programmatic} APPEND PROPERTY COMPILE_DEFINITIONS CUTLASS_ENABLE_GDC_FOR_SM90)
 
+foreach(file ${AOQ_CUDA_SOURCES})
+  get_source_file_property(options ${file} COMPILE_OPTIONS)
+  if(file MATCHES "\\.cu$" AND NOT options MATCHES "gencode")
+    message(FATAL_ERROR "${file}: isa.cmake gave it no architecture: expected a name that ends in one of ${AOQ_SMS}")
+  endif()
+endforeach()
+
 add_library(aoq_cuda SHARED ${AOQ_CUDA_SOURCES})
 aoq_use_torch(aoq_cuda)
 target_include_directories(aoq_cuda PRIVATE ${AOQ_GENERATED})

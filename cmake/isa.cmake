@@ -44,7 +44,7 @@ foreach(suffix ${AOQ_SMS})
   aoq_cuda_sources("_${suffix}\\.cu$" files)
   aoq_gencode("${AOQ_GENCODE_${suffix}}" "${files}")
 endforeach()
-aoq_cuda_sources("_cutlass_.*_sm80\\.cu$" files)
+aoq_cuda_sources("_cutlass_(.*_)?sm80\\.cu$" files)
 aoq_gencode("${AOQ_GENCODE_cutlass_sm80}" "${files}")
 
 # Quantizers give the bits that they give on the CPU: no contraction there either.
