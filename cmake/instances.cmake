@@ -59,7 +59,7 @@ endforeach()
 file(CONFIGURE OUTPUT ${AOQ_GENERATED}/nibble_formats.inc CONTENT "${nibble_formats}" @ONLY)
 
 # Made with CUTLASS: a kernel's name says its tile, and C++ takes it from there. Most of the time that an instance takes
-# to compile goes into reading CUTLASS's headers, so those that are built alike, up to six of them, share a file.
+# to compile goes into reading CUTLASS's headers, so those that are built alike share a file, up to four, which take 6 GB.
 set(groups)
 foreach(op int8_mm fp8_mm)
   aoq_lines(ops/${op}/kernels_cuda.inc "^AOQ_CUTLASS_KERNEL\\(" lines)
@@ -79,10 +79,10 @@ foreach(group ${groups})
   endif()
   list(LENGTH lines_${group} count)
   math(EXPR last "${count} - 1")
-  foreach(first RANGE 0 ${last} 6)
-    list(SUBLIST lines_${group} ${first} 6 lines)
+  foreach(first RANGE 0 ${last} 4)
+    list(SUBLIST lines_${group} ${first} 4 lines)
     string(JOIN "\n" kernels ${lines})
-    math(EXPR number "${first} / 6 + 1")
+    math(EXPR number "${first} / 4 + 1")
     aoq_instance(mm/cuda/dense_mm.cu.in dense_mm_${number}_${group} mma ${mma} kernels "${kernels}")
   endforeach()
 endforeach()
