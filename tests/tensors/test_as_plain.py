@@ -124,6 +124,31 @@ def test_products_without_linear(config: AOBaseConfig, caplog: pytest.LogCapture
 # ---- writing
 
 
+def test_all_values_in_one_dimension(config: AOBaseConfig) -> None:
+    """Which is a view for whoever views it back, and a dequantized copy for others."""
+    w = quantized(config)
+    flat = w.view(-1)
+    assert flat.shape == (2880,) and flat.detach().view(40, 72).qdata.data_ptr() == w.qdata.data_ptr()
+    assert torch.equal(torch.cat([flat, torch.ones(2)]), torch.cat([w.dequantize().flatten(), torch.ones(2)]))
+    assert torch.equal(flat.view(72, 40), w.dequantize().view(72, 40)) and torch.equal(w.flatten()[5:9], flat[5:9])
+    with pytest.raises(NotImplementedError, match="cannot be written to through a view"):
+        flat.zero_()
+
+
+def test_plain_tensors_like_a_weight(config: AOBaseConfig, caplog: pytest.LogCaptureFixture) -> None:
+    w = quantized(config).half()
+    for out, shape in (
+        (w.new_zeros(7), (7,)),
+        (w.new_zeros(2, 5), (2, 5)),
+        (w.new_empty(3), (3,)),
+        (w.new_full((2,), 5), (2,)),
+        (torch.zeros_like(w), (40, 72)),
+        (torch.randn_like(w), (40, 72)),
+    ):
+        assert type(out) is Tensor and (out.shape, out.dtype) == (shape, torch.float16)
+    assert isinstance(w.new_zeros(5, 72), QuantizedTensor) and not caplog.text  # as for a shard of it
+
+
 def test_writing_quantizes_again(config: AOBaseConfig) -> None:
     w = quantized(config)
     alias, delta = w.data, torch.randn(40, 72)

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aoq.ops.packed import TILE_N
 from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.flat import FlatWeight
 
 aten = torch.ops.aten
 
@@ -140,6 +142,8 @@ def _to_copy(
 def _copy_(dst: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     if not isinstance(dst, QuantizedTensor):
         return dst.copy_(src.dequantize(), non_blocking)
+    if not isinstance(src, QuantizedTensor) and src.shape == dst.shape and torch.equal(src, dst.dequantize()):
+        return dst  # as when DistributedDataParallel sends what all processes have
     if not isinstance(src, QuantizedTensor) or type(src) is not type(dst):
         raise TypeError(f"copy_: src: expected {type(dst).__name__}, got {type(src).__name__}; quantize it first")
     if (src.weight_shape, src.transposed) != (dst.weight_shape, dst.transposed):
@@ -175,14 +179,26 @@ def _empty_like(
 @QuantizedTensor.implements(aten.new_zeros.default)
 def _new_zeros(
     w: QuantizedTensor, size: Sequence[int], *, dtype: torch.dtype | None = None, device: Any = None, **_: Any
-) -> QuantizedTensor:
-    """Codes and scales 0, so values 0. Only the leading dimensions may differ from the tensor's own."""
+) -> Tensor:
+    """Quantized zeros, codes and scales 0, where only leading dimensions differ from the tensor's own; others plain."""
+    if w.transposed or len(size) != w.dim() or tuple(size)[-1:] != w.weight_shape[-1:]:
+        return torch.zeros(size, dtype=dtype or w.dtype, device=device or w.device)
     w = w.unpack()
-    if w.transposed or tuple(size)[-1:] != w.weight_shape[-1:]:
-        raise ValueError(f"new_zeros: size: expected [..., {w.weight_shape[-1]}], got {tuple(size)}")
     return w.map(
         lambda part: part.new_zeros((*size[:-1], part.shape[-1]), device=device), shape=size, dtype=dtype or w.dtype
     )
+
+
+def _implement_factory(op: Any) -> None:
+    """Plain tensors that have only shape, dtype or device of a quantized one."""
+
+    @QuantizedTensor.implements(op)
+    def make(w: QuantizedTensor, *args: Any, **kwargs: Any) -> Any:
+        return op(torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device), *args, **kwargs)
+
+
+for _name in ("new_empty", "new_full", "new_ones", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"):
+    _implement_factory(getattr(aten, _name).default)
 
 
 @QuantizedTensor.implements(aten._pin_memory.default)
@@ -200,6 +216,8 @@ def _view(w: QuantizedTensor, size: Sequence[int]) -> Any:
     size = torch.empty(w.shape, device="meta").view(size).shape  # resolves -1
     if size == w.shape:
         return _alias(w)
+    if len(size) == 1:
+        return FlatWeight(w)
     if w.packed or w.transposed or size[-1:] != w.shape[-1:]:
         return NotImplemented
     return w.map(lambda part: part.view(*size[:-1], part.shape[-1]), shape=size)
@@ -252,6 +270,8 @@ def _slice(
 @QuantizedTensor.implements(aten.split.Tensor)
 def _split(w: QuantizedTensor, split_size: int, dim: int = 0) -> list[QuantizedTensor]:
     size = w.shape[dim]
+    if w.packed and split_size < size and split_size % TILE_N and w.dim() - dim % w.dim() <= 2:
+        w = w.unpack()  # pieces that are no whole tiles are copies
     return [narrow(w, dim, start, min(split_size, size - start)) for start in range(0, size, split_size)]
 
 

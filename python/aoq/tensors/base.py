@@ -244,9 +244,12 @@ class QuantizedTensor(torch.Tensor):
             out = fn(*args, **kwargs)
         if out is NotImplemented:  # not with these arguments
             return run_dequantized(func, args, kwargs)
-        if func.is_view and not args[0].writable:
-            for view in out if isinstance(out, list) else [out]:
-                view.writable = False
+        if func.is_view:
+            views = out if isinstance(out, list) else [out]
+            if not all(isinstance(view, QuantizedTensor) for view in views):
+                return out  # which aliases nothing
+            for view in views:
+                view.writable = view.writable and args[0].writable
         return return_and_correct_aliasing(func, args, kwargs, out)
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
@@ -308,6 +311,32 @@ class QuantizedTensor(torch.Tensor):
         if type(first) is not Tensor or first.device.type == "meta" or torch._guards.detect_fake_mode():
             return super().untyped_storage()
         return torch.utils.dlpack.from_dlpack(first).untyped_storage()
+
+    def fsdp_pre_all_gather(
+        self, mesh: Any, outer_size: Any, outer_stride: Any, module: Any, mp_policy: Any
+    ) -> tuple[tuple[Tensor, ...], Any]:
+        """What FSDP2 gathers of a shard, which is plain and has some of the rows: their bytes, of all parts in one."""
+        parts = [part.contiguous().view(torch.uint8).flatten(1) for part in self.parts() if part is not None]
+        return (torch.cat(parts, 1),), None
+
+    def fsdp_post_all_gather(
+        self, gathered: tuple[Tensor, ...], metadata: Any, param_dtype: torch.dtype, *, out: Any = None
+    ) -> Any:
+        """The whole weight, packed, and the memory that FSDP2 may free until the next time; or nothing, in `out`."""
+        (rows,), parts, start = gathered, list[Tensor | None](), 0
+        for part in self.parts():
+            if part is None:
+                parts.append(None)
+                continue
+            length = part[0].numel() * part.itemsize
+            whole = rows[:, start : start + length].contiguous().view(part.dtype)
+            parts.append(whole.view(-1, *part.shape[1:]))
+            start += length
+        w = self.rebuild(parts, shape=(len(rows), *self.weight_shape[1:]), dtype=param_dtype).pack()
+        if out is None:
+            return w, tuple(part for part in w.parts() if part is not None)
+        out.copy_(w)
+        return None
 
     def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> Self:
         return self.map(lambda part: part.contiguous())
