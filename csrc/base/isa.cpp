@@ -37,7 +37,9 @@ bool cpu_has_amx() {
 
 Features detect() {
   Features found = 0;
-  const auto add = [&](bool has, Feature feature) { if (has) found |= feature; };
+  const auto add = [&](bool has, Feature feature) {
+    if (has) found |= feature;
+  };
   add(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"), kAvx2);
   add(__builtin_cpu_supports("avxvnni"), kAvxVnni);
   add(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&

@@ -1,6 +1,7 @@
 // CUDA kernels by the compute capability that they need. `<op>/kernels_cuda.inc` lists `AOQ_KERNEL(sm, function)` best
 // first, as kernels.inc does for the CPU; libaoq_cuda registers the tables when it loads. A line
-// `AOQ_CUTLASS_KERNEL(sm, function)` is of a kernel made with CUTLASS (mm/cuda/dense_mm_sm90.cuh), built where CUTLASS is.
+// `AOQ_CUTLASS_KERNEL(sm, function)` is of a kernel made with CUTLASS (mm/cuda/dense_mm_sm90.cuh), built where CUTLASS
+// is.
 #pragma once
 #include <stdexcept>
 #include <string>

@@ -599,8 +599,8 @@ class VectorMm {
 
   // sum_row: the tile's first row, or -1 where sums of x do not count.
   template <int kVectors, int kRows>
-  [[gnu::noinline]] void scale_tile(const X* x, const float* weights, int64_t steps, float* sums, const GroupScale<Engine>* scale,
-                  int64_t sum_row, int64_t group) const {
+  [[gnu::noinline]] void scale_tile(const X* x, const float* weights, int64_t steps, float* sums,
+                                    const GroupScale<Engine>* scale, int64_t sum_row, int64_t group) const {
     Sum sum[kRows][kVectors];
     if (starts_ && sum_row >= 0) {
       for (int r = 0; r < kRows; ++r)

@@ -231,11 +231,11 @@ void run_dense(const DenseMm& p, CudaStream stream) {
 }  // namespace aoq
 
 // A line of kernels_cuda.inc is a kernel, whose name says all: cmake/instances.cmake makes files of them.
-#define AOQ_CUTLASS_KERNEL(sm, function)                                                       \
-  namespace {                                                                                  \
-  struct function##_instance {                                                                 \
-    static constexpr bool kInt8 = dense::is_int8(#function);                                   \
-    static constexpr dense::Tile kTile = dense::tile_of(Sm::sm, #function);                    \
-  };                                                                                           \
-  }                                                                                            \
+#define AOQ_CUTLASS_KERNEL(sm, function)                                    \
+  namespace {                                                               \
+  struct function##_instance {                                              \
+    static constexpr bool kInt8 = dense::is_int8(#function);                \
+    static constexpr dense::Tile kTile = dense::tile_of(Sm::sm, #function); \
+  };                                                                        \
+  }                                                                         \
   void function(const DenseMm& p, CudaStream stream) { run_dense<function##_instance>(p, stream); }
