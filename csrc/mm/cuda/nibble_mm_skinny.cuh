@@ -232,6 +232,9 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
           for (int eight = 0; eight < 32 / kBytes / 8; ++eight) {  // of the columns, the others as zeros
             with([&](int j, int i) { return i == eight * kBytes / 2 ? b_of(j, i) & eight_mask(X{}, eight) : 0; });
             end_span();
+            // Keeps the compiler from moving the next eight's instructions here, which takes more registers than there
+            // are.
+            if constexpr (kBytes == 1 && kZero) __syncwarp();
           }
         } else {
           with(b_of);
