@@ -69,7 +69,9 @@ def test_kernels_made_with_cutlass(registered):
 
 
 def test_it_is_not_too_large():
-    assert LIBRARY.stat().st_size < 60e6
+    """25 MB a format of one to four bits, which has binaries for four architectures and PTX, and 15 MB for all else."""
+    formats = sum(int(line.split()[0]) <= 4 for line in _C.formats().values())
+    assert LIBRARY.stat().st_size < 15e6 + 25e6 * formats
 
 
 def test_hopper_kernels_run_on_hopper_alone(registered):
