@@ -72,4 +72,7 @@ target_link_libraries(aoq_cuda PRIVATE aoq -Wl,--no-as-needed ${TORCH_DIR}/lib/l
 set_target_properties(aoq_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 list(JOIN AOQ_SMS " " sms)
 set(AOQ_CUDA_BUILT "nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${sms}")
+if(AOQ_CUDA_BINARIES STREQUAL "one")
+  string(APPEND AOQ_CUDA_BUILT ", one binary each")
+endif()
 set(AOQ_CUDA_TARGET aoq_cuda)
