@@ -29,7 +29,7 @@ struct Peak {
 
 constexpr Peak kPeaks[] = {
 #define AOQ_PEAK(isa, kind, instruction) {aoq::Isa::isa, #kind, instruction, &aoq::peak_##kind##_##isa},
-#include "cuda/peaks.inc"
+#include "probe/peaks.inc"
 #undef AOQ_PEAK
 };
 
@@ -71,7 +71,7 @@ AOQ_API const char* aoq_peak_instruction(int64_t index) {
   return peak ? peak->instruction : nullptr;
 }
 
-// int8, bf16 or f32: what the index-th peak multiplies.
+// int4, int8, bf16 or f32: what the index-th peak multiplies.
 AOQ_API const char* aoq_peak_kind(int64_t index) {
   const Peak* peak = peak_at(index);
   return peak ? peak->kind : nullptr;

@@ -14,6 +14,7 @@ PER_ITERATION = {  # multiply-adds of a loop's body
     "vpmaddwd zmm": 12 * 32,
     "vfmadd zmm": 12 * 16,
     "vpdpbusd ymm": 12 * 32,
+    "vpmaddubsw ymm": 12 * 8 * 32,
     "vpmaddwd ymm": 12 * 16,
     "vfmadd ymm": 12 * 8,
     "plain C++": 12,
@@ -25,7 +26,7 @@ ISAS = {
     "avx512vnni": ("vpdpbusd",),
     "avx512": ("vpmaddwd zmm", "vfmadd zmm"),
     "avxvnni": ("vpdpbusd ymm",),
-    "avx2": ("vpmaddwd ymm", "vfmadd ymm"),
+    "avx2": ("vpmaddubsw ymm", "vpmaddwd ymm", "vfmadd ymm"),
     "ref": ("plain C++",),
 }
 

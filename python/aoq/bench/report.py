@@ -18,7 +18,10 @@ Json = dict[str, Any]
 
 # What an op multiplies, and so which instructions bound it: integers may also be multiplied as floats.
 FLOATS = ("bf16", "f32")
-KINDS = {BASELINE: FLOATS} | {op: ("int8", *FLOATS) if way.x == "int8" else FLOATS for op, way in WAYS.items()}
+KINDS = {BASELINE: FLOATS} | {
+    op: (*(("int4",) if way.format.bits <= 4 else ()), "int8", *FLOATS) if way.x == "int8" else FLOATS
+    for op, way in WAYS.items()
+}
 
 
 @dataclass(frozen=True)
