@@ -26,7 +26,8 @@ class Gate:
 class Probe:
     """libaoq's probes on `threads` threads of torch's pool.
 
-    instructions: {instruction: what it multiplies, "int4" (by int8), "int8", "bf16" or "f32"} of this machine, best ISA first.
+    instructions: {instruction: what it multiplies, "int4" (by int8), "int8", "bf16" or "f32"} of this machine, best
+    ISA first.
 
     Raises OSError where the library does not load: it needs torch >= 2.10.
     """
