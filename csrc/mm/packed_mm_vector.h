@@ -23,8 +23,12 @@
 //   Weight (decoded: code - kOffset), X (kStep values of x, broadcast together), kMid (the zero point where none is
 //   given), kInt8 (x is quantized to int8 per row before it is multiplied), kScaleLast (w has one scale a row, for the
 //   whole sum), kTileRows, kFusedTile and kFusedRows (registers and the cost of decoding set them), and the functions
-//   used below.
+//   used below; chains(rows, vectors): how many independent sums of each element hide the latency of dot, as far as
+//   registers go. Where sums of 16 bits hold a few products: Part, kFoldSteps (how many steps they hold) and fold, which
+//   adds a Part to a Sum.
 #pragma once
+#include <type_traits>
+
 #include "base/parallel.h"
 #include "formats/format.h"
 #include "mm/packed_mm_row.h"
@@ -148,6 +152,20 @@ inline void sum_groups(const PackedMm& p, const int8_t* codes, float* sums) {
   }
 }
 
+// What an engine adds products to: its Sum, or a narrower Part, which its sums take in every kFoldSteps.
+template <class Engine, class = void>
+struct PartOf {
+  using Type = typename Engine::Sum;
+  static constexpr int kFoldSteps = 0;
+};
+template <class Engine>
+struct PartOf<Engine, std::void_t<typename Engine::Part>> {
+  using Type = typename Engine::Part;
+  static constexpr int kFoldSteps = Engine::kFoldSteps;
+};
+
+constexpr int kAllRows = 1 << 30;  // kFusedRows of an engine that decodes in registers whatever m is
+
 inline int64_t at_least_one(int64_t value) { return value > 1 ? value : 1; }
 inline int64_t clamp(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : value > high ? high : value;
@@ -158,11 +176,13 @@ template <class Engine>
 class VectorMm {
   using Vec = typename Engine::Vec;
   using Sum = typename Engine::Sum;
+  using Part = typename PartOf<Engine>::Type;
   using Raw = typename Engine::Raw;
   using Weight = typename Engine::Weight;
   using X = typename Engine::X;
   static constexpr int kLanes = Engine::kLanes, kStep = Engine::kStep, kTileRows = Engine::kTileRows;
   static constexpr int kSteps = Engine::kUnitK / kStep;  // of a unit
+  static constexpr int64_t kFoldUnits = PartOf<Engine>::kFoldSteps / kSteps;  // whose products a Part holds, or 0: all
   static constexpr int kFusedTile = Engine::kFusedTile;  // rows of a tile where decoding takes registers too
   static constexpr int64_t kChunk = 16384 / (kSteps * 2 * kLanes * 4);  // units decoded at a time: half of L1
   static constexpr int64_t kUnitBytes = Engine::kUnitBytes;
@@ -206,7 +226,10 @@ class VectorMm {
       for (int64_t tile = begin; tile < end; ++tile) pack_tile(first_row(tile), first_row(tile + 1));
     };
     parallel(tiles_, at_least_one(65536 / (p_.k * kTileRows)), pack);
-    fused_ ? run_fused() : run_blocked();
+    if constexpr (Engine::kFusedRows < kAllRows)
+      fused_ ? run_fused() : run_blocked();
+    else
+      run_fused();
   }
 
   // Below about 5 us of work a second thread costs more than it brings.
@@ -304,13 +327,10 @@ class VectorMm {
     return p_.packed + vector / kPerBlock * block_bytes_ + vector % kPerBlock * (kLanes * 4);
   }
 
-  // Fetches what a vector of this panel reads kAhead units from now; near its end, the start of the next panel's.
-  void fetch_ahead(int64_t vector, int64_t unit) const {
+  // Where a vector of this panel reads kAhead units from now; near its end, at the start of the next panel's.
+  const uint8_t* ahead_of(int64_t vector, int64_t unit) const {
     const int64_t ahead = unit + kAhead;
-    const uint8_t* const at =
-        ahead < units_ ? codes(vector) + ahead * kUnitBytes : codes(vector + 2) + (ahead - units_) * kUnitBytes;
-#pragma GCC unroll 4
-    for (int64_t line = 0; line < kUnitBytes; line += 64) prefetch(at + line);
+    return ahead < units_ ? codes(vector) + ahead * kUnitBytes : codes(vector + 2) + (ahead - units_) * kUnitBytes;
   }
 
   int64_t unit_end(int64_t group) const {
@@ -359,7 +379,8 @@ class VectorMm {
   template <int kVectors, int kRows>
   void fused(const Pass& pass, int64_t row) const {
     const int64_t panel = pass.panel;
-    constexpr int kChains = kRows <= 2 ? 4 : kRows <= 6 ? 2 : 1;  // enough independent sums to hide latency
+    constexpr int kLineVectors = kLanes * 4 < 64 ? 1 : kVectors;  // halves of a line are fetched together
+    constexpr int kChains = Engine::chains(kRows, kVectors);
     const uint8_t* stream[kVectors];
     Vec total[kRows][kVectors];
     for (int v = 0; v < kVectors; ++v) stream[v] = codes(2 * panel + v);
@@ -381,57 +402,85 @@ class VectorMm {
       const int64_t stop = unit_end(group) < pass.end ? unit_end(group) : pass.end;
       const int64_t end = stop - unit < kPiece ? stop : unit + kPiece;
       const bool whole = end == unit_end(group);
-      Sum sum[kChains][kRows][kVectors];
+      Sum sum[kRows][kVectors];
 #pragma GCC unroll 12
-      for (int c = 0; c < kChains; ++c)
+      for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 12
-        for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 12
-          for (int v = 0; v < kVectors; ++v) sum[c][r][v] = Engine::zero();
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = Engine::zero();
       if constexpr (Engine::kInt8)
         if (starts_ && whole) {
 #pragma GCC unroll 12
           for (int r = 0; r < kRows; ++r) {
             const Sum first = Engine::start(start(row + r, group));
 #pragma GCC unroll 12
-            for (int v = 0; v < kVectors; ++v) sum[0][r][v] = first;
+            for (int v = 0; v < kVectors; ++v) sum[r][v] = first;
           }
         }
-      for (; unit < end; ++unit, x += kSteps * kRows) {
-        Raw raw[kVectors];
+      const uint8_t* ahead[kLineVectors];
+#pragma GCC unroll 2
+      for (int i = 0; i < kLineVectors; ++i) ahead[i] = ahead_of(2 * panel + i, unit);
+      while (unit < end) {
+        const int64_t fold = kFoldUnits && end - unit > kFoldUnits ? unit + kFoldUnits : end;
+        Part part[kChains][kRows][kVectors];
 #pragma GCC unroll 12
-        for (int v = 0; v < kVectors; ++v) raw[v] = Engine::load_raw(stream[v], unit);
-        if (pass.tiles == 1) {
-          for (int v = 0; v < kVectors; ++v) fetch_ahead(2 * panel + v, unit);
-        } else if (--turn == 0) {
-          turn = pass.tiles;
-#pragma GCC unroll 4
-          for (int64_t line = 0; line < kUnitBytes; line += 64) {
-            prefetch_far(next + line);
-            prefetch_far(next + line + next_vector);
-          }
-          next += kUnitBytes;
-        }
-#pragma GCC unroll 32
-        for (int j = 0; j < kSteps; ++j) {
-          Weight weight[kVectors];
-#pragma GCC unroll 12
-          for (int v = 0; v < kVectors; ++v) weight[v] = Engine::decode(raw[v], j);
+        for (int c = 0; c < kChains; ++c)
 #pragma GCC unroll 12
           for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 12
-            for (int v = 0; v < kVectors; ++v)
-              sum[j % kChains][r][v] = Engine::dot(sum[j % kChains][r][v], weight[v], x + j * kRows + r);
+            for (int v = 0; v < kVectors; ++v) {
+              if constexpr (kFoldUnits == 0)
+                part[c][r][v] = c ? Engine::zero() : sum[r][v];
+              else
+                part[c][r][v] = Part{};
+            }
+        for (; unit < fold; ++unit, x += kSteps * kRows) {
+          Raw raw[kVectors];
+#pragma GCC unroll 12
+          for (int v = 0; v < kVectors; ++v) raw[v] = Engine::load_raw(stream[v], unit);
+          if (pass.tiles == 1) {
+#pragma GCC unroll 2
+            for (int i = 0; i < kLineVectors; ++i, ahead[i - 1] += kUnitBytes)
+#pragma GCC unroll 4
+              for (int64_t line = 0; line < kUnitBytes; line += 64) prefetch(ahead[i] + line);
+          } else if (--turn == 0) {
+            turn = pass.tiles;
+#pragma GCC unroll 4
+            for (int64_t line = 0; line < kUnitBytes; line += 64) {
+              prefetch_far(next + line);
+              prefetch_far(next + line + next_vector);
+            }
+            next += kUnitBytes;
+          }
+#pragma GCC unroll 32
+          for (int j = 0; j < kSteps; ++j) {
+            Weight weight[kVectors];
+#pragma GCC unroll 12
+            for (int v = 0; v < kVectors; ++v) weight[v] = Engine::decode(raw[v], j);
+#pragma GCC unroll 12
+            for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
+              for (int v = 0; v < kVectors; ++v)
+                part[j % kChains][r][v] = Engine::dot(part[j % kChains][r][v], weight[v], x + j * kRows + r);
+          }
         }
+#pragma GCC unroll 12
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
+          for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 12
+            for (int c = 1; c < kChains; ++c) part[0][r][v] = Engine::add(part[0][r][v], part[c][r][v]);
+            if constexpr (kFoldUnits == 0)
+              sum[r][v] = part[0][r][v];
+            else
+              sum[r][v] = Engine::fold(sum[r][v], part[0][r][v]);
+          }
       }
 #pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) {
         const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
 #pragma GCC unroll 12
         for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 12
-          for (int c = 1; c < kChains; ++c) sum[0][r][v] = Engine::add(sum[0][r][v], sum[c][r][v]);
-          total[r][v] = Engine::fma(Engine::to_float(sum[0][r][v]), w.scale, total[r][v]);
+          total[r][v] = Engine::fma(Engine::to_float(sum[r][v]), w.scale, total[r][v]);
           if (shifted_ && whole)
             total[r][v] = Engine::fma(Engine::set(sums_.get()[(row + r) * groups_ + group]), w.shift, total[r][v]);
         }

@@ -15,8 +15,8 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
   using Raw = typename Of::Words;
   using Weight = __m256;
   using X = float;
-  static constexpr bool kInt8 = false, kScaleLast = !Format::kGrouped;
-  static constexpr float kMid = Format::kMid, kOffset = kMid;  // codes are decoded around it
+  static constexpr bool kInt8 = false, kScaleLast = !Format::kGrouped, kNibbles = Format::kBits <= 4;
+  static constexpr float kMid = Format::kMid, kOffset = kNibbles ? -16 : kMid;  // what decode takes from a code
   static constexpr int kStep = 1, kTileRows = 6, kFusedTile = 4, kFusedRows = kFusedTile;
 
   static Raw load_raw(const uint8_t* stream, int64_t unit) { return Of::load_unit(stream, unit); }
@@ -37,13 +37,20 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
       else
         return int8_value(byte);
     } else {
-      // There is no sixteen-entry look-up: flipping a code's top bit makes it (code - kMid) in two's complement, which
-      // two shifts sign-extend.
-      static_assert(Format::kMid == 1 << (Format::kBits - 1), "codes are counted from the middle");
-      constexpr uint32_t kTops = 0x11111111u << (Format::kBits - 1);
-      const __m256i nibbles = _mm256_xor_si256(Of::word(raw, k / 8), _mm256_set1_epi32(static_cast<int>(kTops)));
-      const __m256i top = _mm256_slli_epi32(nibbles, 32 - Format::kBits - aoq::nibble_shift(k % 8));
-      return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 32 - Format::kBits));
+      // A code in the upper four bits of the mantissa of the bf16 16.0 makes it 16 + code: one shift, mask and exponent
+      // for the pair of columns k and k + 1 of all lanes, which are then floats when their other half is cleared.
+      constexpr int kPair = 16;  // bits of a lane from an even column to the odd one
+      static_assert(aoq::nibble_shift(1) == kPair && aoq::nibble_shift(6) == 12, "columns come in pairs");
+      const int low = aoq::nibble_shift(k % 8 / 2 * 2);
+      const __m256i word = Of::word(raw, k / 8);
+      const __m256i moved = low < 3 ? _mm256_slli_epi32(word, 3 - low) : _mm256_srli_epi32(word, low - 3);
+      const __m256i codes = _mm256_and_si256(moved, _mm256_set1_epi32(0x00780078));
+      const __m256i pair = _mm256_or_si256(codes, _mm256_set1_epi32(0x41804180));
+      if (k % 2) return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+      // Up by two bytes: Zen 2 shuffles twice a cycle and shifts once.
+      const __m256i up = _mm256_setr_epi32(0x01008080, 0x05048080, 0x09088080, 0x0d0c8080, 0x01008080, 0x05048080,
+                                           0x09088080, 0x0d0c8080);
+      return _mm256_castsi256_ps(_mm256_shuffle_epi8(pair, up));
     }
   }
   static Weight decode_scaled(const Raw& raw, int k, Vec scale, Vec shift) { return fma(decode(raw, k), scale, shift); }

@@ -19,7 +19,7 @@ struct Int8Avx512 : Avx512, Units<Int512, Format, kByWord> {
   static constexpr bool kInt8 = true, kScaleLast = false;
   static constexpr float kMid = Format::kMid, kOffset = 0;
   static constexpr int kStep = 2, kTileRows = 12, kFusedTile = 8,
-                       kFusedRows = Format::kBits <= 4 ? kFusedTile : 1 << 30;
+                       kFusedRows = Format::kBits <= 4 ? kFusedTile : kAllRows;
 
   static Sum zero() { return Sum{}; }
   static Sum start(int32_t value) { return (Sum)_mm512_set1_epi32(value); }

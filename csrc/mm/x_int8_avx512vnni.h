@@ -8,7 +8,7 @@ template <class Format, bool kByWord = false>
 struct Int8Avx512Vnni : Int8Avx512<Format, kByWord> {  // X holds four int8
   using Base = Int8Avx512<Format, kByWord>;
   using typename Base::Of, typename Base::Raw, typename Base::Sum, typename Base::Weight, typename Base::X;
-  static constexpr int kStep = 4, kFusedRows = 1 << 30;
+  static constexpr int kStep = 4, kFusedRows = kAllRows;
 
   static Sum dot(Sum sum, Weight weight, const X* x) {
     return (Sum)_mm512_dpbusd_epi32((__m512i)sum, weight, _mm512_set1_epi32(static_cast<int>(*x)));
