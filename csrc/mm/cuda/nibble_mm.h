@@ -1,6 +1,6 @@
 // Matmuls whose weights have one to four bits a code, in groups, on CUDA: packed as formats/nibbles_cuda.h says, x as
-// given, or quantized to int8. Then, in PackedMm, x holds the codes in the order of quantized_k
-// (rows/quantize_rows.h), rows of whole sixteens padded with zeros; x_scale and x_zero are theirs.
+// given, or quantized to int8. Then, in PackedMm, x.data holds the codes in the order of quantized_k
+// (rows/quantize_rows.h), rows of whole sixteens padded with zeros; out.row_scale and out.row_zero are theirs.
 //
 // Each op has three tables: kernels for few rows of x (skinny), which take every shape, for many (wide), and for many
 // on Hopper (wgmma).
