@@ -279,7 +279,8 @@ def bench(
         minutes,
     )
     files = command.contender_files(contenders or ())
-    entries = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or (), files)
+    every = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or (), files)
+    entries = [entry for entry in every if entry.cls.is_for(device)]
     chosen = command.chosen(entries, op or (), only or ())
     if plot is not None:
         command.check_plot(plot)
