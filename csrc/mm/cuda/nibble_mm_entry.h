@@ -1,10 +1,13 @@
 // What the CUDA entries of ops with weights of one to four bits a code have in common: which of the kernels runs, its
 // workspace, and for an int8 x the kernel that quantizes it first.
 #pragma once
+#include <torch/csrc/stable/library.h>
+
 #include "autotune/autotune_cuda.h"
+#include "formats/int4.h"
 #include "formats/nibbles_cuda.h"
 #include "mm/cuda/nibble_mm.h"
-#include "mm/packed_mm_entry.h"
+#include "mm/mm_arguments.h"
 #include "ops/int8_quantize/int8_quantize.h"
 #include "rows/quantize_x.h"
 
@@ -155,3 +158,18 @@ inline Tensor nibble_mm(const NibbleMm& mm, const PackedOperands& t, int64_t n, 
 }
 
 }  // namespace aoq
+
+// An op of its own (mm/mm_op.h): its kernel on CUDA.
+#define AOQ_NIBBLE_MM_OP(op, Format, x_int8)                                                                   \
+  namespace aoq {                                                                                              \
+  AOQ_NIBBLE_KERNELS(op)                                                                                       \
+  namespace {                                                                                                  \
+  const bool kRegistered = register_nibble_mm(#op, op##_kernels);                                              \
+  struct Op {                                                                                                  \
+    static Tensor run(const PackedOperands& t, int64_t n, std::optional<int64_t> group_size, int64_t config) { \
+      return nibble_mm({#op, op##_kernels, Format::kBits, x_int8}, t, n, *group_size, config);                 \
+    }                                                                                                          \
+  };                                                                                                           \
+  }                                                                                                            \
+  }                                                                                                            \
+  STABLE_TORCH_LIBRARY_IMPL(aoq, CUDA, m) { m.impl(#op, TORCH_BOX((&aoq::MmArguments<true, x_int8>::call<aoq::Op>))); }
