@@ -222,7 +222,9 @@ def info(
 @app.command()
 @one_line_errors
 def bench(
-    op: Annotated[list[str] | None, typer.Option(help="int4_mm, int8_mm, fp8_mm ...; may be repeated.")] = None,
+    op: Annotated[
+        list[str] | None, typer.Option(help="int4_mm, int5_mm, fp8_mm ...; may be repeated. By default those of peers.")
+    ] = None,
     shapes: Annotated[str, typer.Option(help="Weights, out x in: NxK,NxK,...")] = "4096x4096",
     m: Annotated[str, typer.Option("--m", help="Rows of x (tokens).")] = "1,4,16,64,256",
     group_size: Annotated[int, typer.Option(help="int4 weights that share a scale.")] = 128,
