@@ -1,6 +1,7 @@
 # Matmul kernels: a file of each format (csrc/formats/formats.inc) that has the op, for each kernel of csrc/mm/kernels.inc,
 # in ${AOQ_GENERATED}, with the table of them all. A new format, or a new kernel, is a line there.
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS csrc/formats/formats.inc csrc/mm/kernels.inc)
+set(AOQ_MM_ISAS ${AOQ_ISAS} CACHE STRING "ISAs besides ref to build matmul kernels for: fewer build faster, for who works on one")
 
 set(line "^AOQ_FORMAT\\(([a-z0-9_]+), ([A-Za-z0-9]+), ([a-z0-9_]+), ([a-z0-9_]+)\\)$")
 file(STRINGS csrc/formats/formats.inc AOQ_FORMATS REGEX "^AOQ_FORMAT\\(")
@@ -23,7 +24,7 @@ foreach(row ${AOQ_FORMATS})
     set(isa ${CMAKE_MATCH_2})
     set(formats ${CMAKE_MATCH_3})
     if(op_${x} STREQUAL "none" OR NOT (formats STREQUAL "all" OR format MATCHES "^${formats}")
-       OR NOT (isa STREQUAL "ref" OR isa IN_LIST AOQ_ISAS))
+       OR NOT (isa STREQUAL "ref" OR (isa IN_LIST AOQ_ISAS AND isa IN_LIST AOQ_MM_ISAS)))
       continue()
     endif()
     set(file ${AOQ_GENERATED}/mm_${x}_${format}_${isa}.cpp)

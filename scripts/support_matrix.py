@@ -52,12 +52,14 @@ def cuda_tables(op: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def nibble_formats() -> list[tuple[str, str, int, str, str]]:
-    """(name, struct, bits of a code, op, op of int8 x) of the formats of one to four bits a code."""
+    """(name, struct, bits of a code, op, op of int8 x) of the formats of one to four bits that have CUDA kernels."""
     found = []
+    header = (ROOT / "csrc/mm/cuda/nibble_mm.h").read_text()
+    listed = re.findall(r"^#define AOQ_NIBBLE_FORMATS (.*)", header, re.MULTILINE)[0].split()
     for name, struct, *ops in lines("csrc/formats/formats.inc", "AOQ_FORMAT"):
-        bits = re.search(r": Affine<([1-4])>", (ROOT / f"csrc/formats/{name}.h").read_text())
-        if bits:
-            found.append((name, struct, int(bits[1]), *ops))
+        if name in listed:
+            (bits,) = re.findall(r": Affine<([1-4])>", (ROOT / f"csrc/formats/{name}.h").read_text())
+            found.append((name, struct, int(bits), *ops))
     return found
 
 

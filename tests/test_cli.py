@@ -30,8 +30,8 @@ from aoq import (
 )
 from aoq.cli import app
 from aoq.storage.checkpoint import stored_weights, weight_files
-from aoq.tensors.formats import commands
 from example_models import real_model, tiny_model
+from widths import representative
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200"}
 
@@ -110,7 +110,7 @@ def test_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "config", "shown"),
     [
-        *(([name], config, config.quantize(torch.zeros(16, 64)).label) for name, config in commands().items()),
+        *(([name], config, config.quantize(torch.zeros(16, 64)).label) for name, config in representative().items()),
         (["int8-int4", "--group-size", "16"], Int8DynamicActivationInt4WeightConfig(16), "int8-int4 g16"),
         (
             ["int8-int4", "--asymmetric"],

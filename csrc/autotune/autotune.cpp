@@ -347,10 +347,10 @@ std::string tuned_key(const char* op, const PackedMm& mm, const char* codes, con
   key += " on " + device + ": m <= " + std::to_string(rows) + ", n " + std::to_string(mm.n) + ", k " +
          std::to_string(mm.k);
   if (mm.group < mm.k) key += ", group " + std::to_string(mm.group);
-  key += std::string(", x ") + name(mm.x_dtype) + ", scale " + name(mm.scale_dtype);
+  key += std::string(", x ") + name(mm.x.dtype) + ", scale " + name(mm.w.scales.dtype);
   if (*codes) key += std::string(", codes ") + codes;
-  if (mm.zero_point) key += ", zero points";
-  if (mm.x_asymmetric) key += ", x asymmetric";
+  if (mm.w.scales.zero_point) key += ", zero points";
+  if (mm.x.asymmetric) key += ", x asymmetric";
   return key;
 }
 

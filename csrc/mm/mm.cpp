@@ -122,7 +122,7 @@ bool register_mm_op(const char* op, FormatId format, XAs x_as, bool as_bf16) {
 
 void run_mm(FormatId format, XAs x_as, const PackedMm& args) {
   const MmKernel* kernel = kStarts.row[static_cast<int>(format)][static_cast<int>(x_as)];
-  while (!allowed(features_of(kernel->isa)) || (kernel->takes && !kernel->takes(args.m, args.x_dtype))) ++kernel;
+  while (!allowed(features_of(kernel->isa)) || (kernel->takes && !kernel->takes(args.m, args.x.dtype))) ++kernel;
   last_kernel.store(kernel->name, std::memory_order_relaxed);
   kernel->run(args);
 }

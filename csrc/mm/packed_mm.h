@@ -1,5 +1,6 @@
-// The operands of a matmul with a packed weight, as kernels see them; the ops' headers say what each computes from
-// them.
+// The operands of a matmul with a packed weight, as kernels see them: what is multiplied, X, with what, W, and what
+// becomes of the sums of products, Out. A field means the same on the CPU and on CUDA; the ops' files say what each op
+// computes from them.
 #pragma once
 #include "base/dtype.h"
 #include "formats/packed.h"
@@ -18,30 +19,44 @@ struct Fp8Rows {
 };
 
 struct PackedMm {
+  struct X {
+    const void* data;  // [m][k], rows `stride` elements apart: floats, or the int8 codes that a kernel before made
+    Dtype dtype;       // of the floats
+    int64_t stride;
+    const Fp8Rows* fp8;  // or null; if not, read in place of data: rows are what the fp8 codes stand for, in bf16
+    bool asymmetric;     // where floats become int8: around a zero point for each row, else around 0
+  };
+
+  // (code - zero_point) * scale is a weight.
+  struct Scales {
+    const void* scale;       // [ceil(n/16)][ceil(k/group)][16]
+    const void* zero_point;  // like scale, or null: the middle code
+    Dtype dtype;
+  };
+
+  struct W {
+    const uint8_t* stream;  // the codes in units: [ceil(n/16)][units of k][bytes of a unit]
+    Scales scales;
+    const float* sum;  // [n], of each row of w; read where x has zero points
+    bool e5m2;         // of fp8 codes: e5m2, else e4m3. Read by kernels that are for both
+  };
+
+  // out[m, n] = (sum of products - row_zero[m] * w.sum[n]) * row_scale[m] + bias[n], of an x that came to the kernel
+  // quantized. Where the kernel quantizes x itself, it knows rows' scales and zero points, and these are null.
+  struct Out {
+    void* data;  // [m][n], contiguous
+    Dtype dtype;
+    const void* bias;  // [n] or null
+    Dtype bias_dtype;
+    const float* row_scale;    // of row m: row_scale[m * row_scale_stride]; or null: 1
+    int64_t row_scale_stride;  // 0: all rows have one scale
+    const float* row_zero;     // [m] or null: 0
+  };
+
   int64_t m, n, k, group;
-  const void* x;  // [m][k], rows x_stride elements apart
-  Dtype x_dtype;
-  int64_t x_stride;
-  const Fp8Rows* x_fp8;    // on the CPU: x is what the fp8 codes of these rows stand for, in bf16; or null
-  const uint8_t* packed;   // [ceil(n/16)][units of k][64]
-  const void* scale;       // [ceil(n/16)][ceil(k/group)][16]
-  const void* zero_point;  // like scale, or null: the middle code
-  Dtype scale_dtype;
-  const void* bias;  // [n] or null
-  Dtype bias_dtype;
-  void* out;  // [m][n], contiguous
-  Dtype out_dtype;
-
-  // Where x is quantized to int8:
-  bool x_asymmetric;
-  const float* w_sum;  // [n], the sum of each row of w; read when x is asymmetric
-  // On CUDA x holds the codes, and x_scale below and x_zero what they are to be multiplied with and less by.
-  const float* x_zero;  // [m]; read when x is asymmetric
-
-  // Where weights are fp8:
-  bool w_e5m2;           // e5m2, else e4m3
-  const float* x_scale;  // what rows of out are multiplied with, row r with x_scale[r * x_scale_stride]; or null
-  int64_t x_scale_stride;
+  X x;
+  W w;
+  Out out;
 };
 
 }  // namespace aoq

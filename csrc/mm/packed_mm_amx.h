@@ -129,7 +129,7 @@ class AmxMm {
     if (row < p_.m) {
       x = static_cast<const char*>(given.load(row, 0));
       if constexpr (Engine::kInt8) {
-        x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, codes);
+        x_scale_.get()[row] = quantize_row(x, p_.x.dtype, p_.k, p_.x.asymmetric, aoq::Dtype::f32, codes);
         x = reinterpret_cast<const char*>(codes);
         if (shifted_) sum_groups(p_, codes, x_sums_.get() + row * groups_);
       } else if (shifted_) {
@@ -151,7 +151,7 @@ class AmxMm {
   void decode(int64_t panel, const Chunk& chunk, int64_t step, uint8_t* out) const {
     constexpr int64_t kUnits = kTileK / Engine::kUnitK;
     for (int v = 0; v < kVectors; ++v) {
-      const uint8_t* stream = p_.packed + (2 * panel + v) * block_bytes_;
+      const uint8_t* stream = p_.w.stream + (2 * panel + v) * block_bytes_;
       uint8_t* tile = out + (step * 2 + v) * kTile;
 #pragma GCC unroll 4
       for (int64_t u = 0; u < kUnits; ++u, tile += kTile / kUnits) {

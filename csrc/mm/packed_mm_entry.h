@@ -31,8 +31,8 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, std::option
   check_value(args.k > 0, op, "x", "expected k > 0 in shape [..., k], got ", shape(x));
   check_size(x, op, "x");
   args.group = group ? checked_group(*group, args.k, op) : args.k;
-  args.x_dtype = float_dtype(dtype_of(x), op, "x");
-  args.scale_dtype = float_dtype(dtype_of(t.scale), op, "scale");
+  args.x.dtype = float_dtype(dtype_of(x), op, "x");
+  args.w.scales.dtype = float_dtype(dtype_of(t.scale), op, "scale");
   const int64_t blocks = ceil_div(n, kUnitN), groups = ceil_div(args.k, args.group);
   if (unit_k) {
     check_uint8(t.packed, op, "packed");
@@ -47,8 +47,8 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, std::option
   check_same_device(t.packed, x, op, "packed");
   check_same_device(t.scale, x, op, "scale");
   const Tensor packed = as_contiguous(t.packed), scale = as_contiguous(t.scale);
-  args.packed = static_cast<const uint8_t*>(packed.const_data_ptr());
-  args.scale = scale.const_data_ptr();
+  args.w.stream = static_cast<const uint8_t*>(packed.const_data_ptr());
+  args.w.scales.scale = scale.const_data_ptr();
 
   Tensor zero_point, w_sum, bias;  // keep the copies that contiguous may make
   if (t.zero_point) {
@@ -57,7 +57,7 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, std::option
     check_shape(*t.zero_point, {blocks, groups, kUnitN}, op, "zero_point");
     check_same_device(*t.zero_point, x, op, "zero_point");
     zero_point = as_contiguous(*t.zero_point);
-    args.zero_point = zero_point.const_data_ptr();
+    args.w.scales.zero_point = zero_point.const_data_ptr();
   }
   if (t.w_sum) {
     check_type(dtype_of(*t.w_sum) == ScalarType::Float, op, "w_sum", "expected float32, got ",
@@ -65,15 +65,15 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, std::option
     check_shape(*t.w_sum, {n}, op, "w_sum");
     check_same_device(*t.w_sum, x, op, "w_sum");
     w_sum = as_contiguous(*t.w_sum);
-    args.w_sum = static_cast<const float*>(w_sum.const_data_ptr());
-    args.x_asymmetric = true;
+    args.w.sum = static_cast<const float*>(w_sum.const_data_ptr());
+    args.x.asymmetric = true;
   }
   if (t.bias) {
-    args.bias_dtype = float_dtype(dtype_of(*t.bias), op, "bias");
+    args.out.bias_dtype = float_dtype(dtype_of(*t.bias), op, "bias");
     check_shape(*t.bias, {n}, op, "bias");
     check_same_device(*t.bias, x, op, "bias");
     bias = as_contiguous(*t.bias);
-    args.bias = bias.const_data_ptr();
+    args.out.bias = bias.const_data_ptr();
   }
 
   std::vector<int64_t> out_shape(x.sizes().begin(), x.sizes().end());
@@ -83,10 +83,10 @@ Tensor packed_mm(const char* op, const PackedOperands& t, int64_t n, std::option
   if (args.m == 0) return out;
 
   // A 2-d x may have any row stride; every other x that is not contiguous is copied once.
-  const Tensor x_ = as_rows(x, args.x_stride);
-  args.x = x_.const_data_ptr();
-  args.out = out.mutable_data_ptr();
-  args.out_dtype = args.x_dtype;
+  const Tensor x_ = as_rows(x, args.x.stride);
+  args.x.data = x_.const_data_ptr();
+  args.out.data = out.mutable_data_ptr();
+  args.out.dtype = args.x.dtype;
   kernel()(args);
   return out;
 }

@@ -24,8 +24,8 @@ void multiply_ref(const aoq::PackedMm& p) {
     for (int64_t m = begin; m < end; ++m) {
       const void* row = given.load(m, 0);
       x_scale.get()[m] = {1, 0};
-      if (kInt8) x_scale.get()[m] = quantize_row(row, p.x_dtype, p.k, p.x_asymmetric, aoq::Dtype::f32, codes.get());
-      for (int64_t k = 0; k < p.k; ++k) x.get()[m * p.k + k] = kInt8 ? codes.get()[k] : load_float(row, p.x_dtype, k);
+      if (kInt8) x_scale.get()[m] = quantize_row(row, p.x.dtype, p.k, p.x.asymmetric, aoq::Dtype::f32, codes.get());
+      for (int64_t k = 0; k < p.k; ++k) x.get()[m * p.k + k] = kInt8 ? codes.get()[k] : load_float(row, p.x.dtype, k);
     }
   };
   parallel(p.m, 1 + 16384 / p.k, rows);
@@ -34,12 +34,14 @@ void multiply_ref(const aoq::PackedMm& p) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kUnitN, count = p.n - first < kUnitN ? p.n - first : kUnitN;
       for (int64_t k = 0; k < p.k; ++k) {
-        const uint8_t* unit = p.packed + (block * units + k / Planes::kUnitK) * Planes::kUnitBytes;
+        const uint8_t* unit = p.w.stream + (block * units + k / Planes::kUnitK) * Planes::kUnitBytes;
         for (int64_t i = 0; i < kUnitN; ++i) {
           const int64_t at = (block * groups + k / p.group) * kUnitN + i;
-          const double zero = p.zero_point ? load_float(p.zero_point, p.scale_dtype, at) : Format::kMid;
+          const double zero =
+              p.w.scales.zero_point ? load_float(p.w.scales.zero_point, p.w.scales.dtype, at) : Format::kMid;
           const int code = aoq::code_at<Format::kBits>(unit, static_cast<int>(i), static_cast<int>(k % Planes::kUnitK));
-          weights.get()[k * kUnitN + i] = (Format::value(code) - zero) * load_float(p.scale, p.scale_dtype, at);
+          weights.get()[k * kUnitN + i] =
+              (Format::value(code) - zero) * load_float(p.w.scales.scale, p.w.scales.dtype, at);
         }
       }
       for (int64_t m = 0; m < p.m; ++m) {
@@ -48,11 +50,11 @@ void multiply_ref(const aoq::PackedMm& p) {
           for (int64_t i = 0; i < kUnitN; ++i) sum[i] += x.get()[m * p.k + k] * weights.get()[k * kUnitN + i];
         const RowScale row = x_scale.get()[m];
         for (int64_t i = 0; i < count; ++i) {
-          const double shift = row.zero_point != 0 ? row.zero_point * static_cast<double>(p.w_sum[first + i]) : 0;
-          const double bias = p.bias ? load_float(p.bias, p.bias_dtype, first + i) : 0;
-          const double scale = p.x_scale ? p.x_scale[m * p.x_scale_stride] : row.scale;
+          const double shift = row.zero_point != 0 ? row.zero_point * static_cast<double>(p.w.sum[first + i]) : 0;
+          const double bias = p.out.bias ? load_float(p.out.bias, p.out.bias_dtype, first + i) : 0;
+          const double scale = p.out.row_scale ? p.out.row_scale[m * p.out.row_scale_stride] : row.scale;
           const double value = (sum[i] - shift) * scale + bias;
-          store_float(p.out, p.out_dtype, m * p.n + first + i, static_cast<float>(value));
+          store_float(p.out.data, p.out.dtype, m * p.n + first + i, static_cast<float>(value));
         }
       }
     }

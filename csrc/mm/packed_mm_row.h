@@ -10,13 +10,13 @@ namespace {
 class RowsOfX {
  public:
   // count: how many rows are wanted at a time.
-  RowsOfX(const aoq::PackedMm& p, int64_t count) : p_(p), values_(p.x_fp8 ? count * p.k : 0) {}
+  RowsOfX(const aoq::PackedMm& p, int64_t count) : p_(p), values_(p.x.fp8 ? count * p.k : 0) {}
 
-  // Row `row`, of p.x_dtype. Where it is quantized to fp8, what its codes stand for, until `slot` is taken again.
+  // Row `row`, of p.x.dtype. Where it is quantized to fp8, what its codes stand for, until `slot` is taken again.
   const void* load(int64_t row, int64_t slot) const {
-    if (!p_.x_fp8) return static_cast<const char*>(p_.x) + row * p_.x_stride * size_of(p_.x_dtype);
+    if (!p_.x.fp8) return static_cast<const char*>(p_.x.data) + row * p_.x.stride * size_of(p_.x.dtype);
     uint16_t* const values = values_.get() + slot * p_.k;
-    p_.x_fp8->e5m2 ? quantize<E5m2>(*p_.x_fp8, row, values) : quantize<E4m3>(*p_.x_fp8, row, values);
+    p_.x.fp8->e5m2 ? quantize<E5m2>(*p_.x.fp8, row, values) : quantize<E4m3>(*p_.x.fp8, row, values);
     return values;
   }
 

@@ -71,8 +71,8 @@ void sum_groups(const PackedMm& p, const void* x, float* sums) {
     const int64_t end = p.k - begin > p.group ? begin + p.group : p.k;
     auto sum = Lanes::set(0);
     int64_t k = begin;
-    for (; k + Lanes::kLanes <= end; k += Lanes::kLanes) sum = Lanes::add(sum, Lanes::load(x, p.x_dtype, k));
-    if (k < end) sum = Lanes::add(sum, Lanes::load_part(x, p.x_dtype, k, end - k));
+    for (; k + Lanes::kLanes <= end; k += Lanes::kLanes) sum = Lanes::add(sum, Lanes::load(x, p.x.dtype, k));
+    if (k < end) sum = Lanes::add(sum, Lanes::load_part(x, p.x.dtype, k, end - k));
     *sums++ = Lanes::reduce(sum);
     begin = end;
   }
@@ -88,13 +88,16 @@ struct GroupScale {
   GroupScale(const PackedMm& p, int64_t groups, int64_t vector, int64_t group) {
     const int64_t row = vector * Engine::kLanes;
     const int64_t at = (row / aoq::kUnitN * groups + group) * aoq::kUnitN + row % aoq::kUnitN;
-    scale = Engine::load(p.scale, p.scale_dtype, at);
-    const auto zero = p.zero_point ? Engine::load(p.zero_point, p.scale_dtype, at) : Engine::set(Engine::kMid);
+    scale = Engine::load(p.w.scales.scale, p.w.scales.dtype, at);
+    const auto zero =
+        p.w.scales.zero_point ? Engine::load(p.w.scales.zero_point, p.w.scales.dtype, at) : Engine::set(Engine::kMid);
     shift = Engine::mul(Engine::sub(Engine::set(Engine::kOffset), zero), scale);
   }
 
   // Without a zero point, and with codes decoded around it, sums of x are not needed.
-  static bool has_shift(const PackedMm& p) { return p.zero_point != nullptr || Engine::kMid != Engine::kOffset; }
+  static bool has_shift(const PackedMm& p) {
+    return p.w.scales.zero_point != nullptr || Engine::kMid != Engine::kOffset;
+  }
 };
 
 // A vector of columns of out: what every row of it takes, loaded once.
@@ -102,18 +105,18 @@ template <class Lanes>
 class OutColumns {
  public:
   OutColumns(const PackedMm& p, const RowScale* x_scale, int64_t vector)
-      : out_(p.out),
-        dtype_(p.out_dtype),
+      : out_(p.out.data),
+        dtype_(p.out.dtype),
         first_(vector * Lanes::kLanes),
         count_(p.n - first_ < Lanes::kLanes ? p.n - first_ : Lanes::kLanes),
         n_(p.n),
         rows_(x_scale),
-        x_scale_(p.x_scale),
-        x_scale_stride_(p.x_scale_stride),
-        shifted_(p.x_asymmetric),
-        biased_(p.bias != nullptr),
-        w_sum_(shifted_ ? load(p.w_sum, aoq::Dtype::f32) : Lanes::set(0)),
-        bias_(biased_ ? load(p.bias, p.bias_dtype) : Lanes::set(0)) {}
+        x_scale_(p.out.row_scale),
+        x_scale_stride_(p.out.row_scale_stride),
+        shifted_(p.x.asymmetric),
+        biased_(p.out.bias != nullptr),
+        w_sum_(shifted_ ? load(p.w.sum, aoq::Dtype::f32) : Lanes::set(0)),
+        bias_(biased_ ? load(p.out.bias, p.out.bias_dtype) : Lanes::set(0)) {}
 
   // The sum of products of a row of x, with its scale and the bias, in out's dtype.
   void store(int64_t row, typename Lanes::Vec sum) const {
@@ -210,7 +213,7 @@ class VectorMm {
         vectors_(aoq::ceil_div(p.n, kLanes)),
         panels_(aoq::ceil_div(vectors_, 2)),
         // Integer sums start at -kMid times the sum of x, as far as int32 goes; a zero point takes a multiplication.
-        starts_(Engine::kInt8 && !p.zero_point && p.group <= 65536),
+        starts_(Engine::kInt8 && !p.w.scales.zero_point && p.group <= 65536),
         shifted_(!starts_ && (fused_ || Engine::kInt8) && GroupScale<Engine>::has_shift(p)),
         x_(p.m * steps_),
         sums_(starts_ || shifted_ ? p.m * groups_ : 0),
@@ -312,19 +315,19 @@ class VectorMm {
   const X* words_of_row(int64_t row, const void* x, int8_t* codes, X* memory) const {
     float* sums = sums_.get() + row * groups_;
     if constexpr (Engine::kInt8) {
-      x_scale_.get()[row] = quantize_row(x, p_.x_dtype, p_.k, p_.x_asymmetric, aoq::Dtype::f32, codes);
+      x_scale_.get()[row] = quantize_row(x, p_.x.dtype, p_.k, p_.x.asymmetric, aoq::Dtype::f32, codes);
       std::memset(codes + p_.k, 0, static_cast<size_t>(units_ * Engine::kUnitK - p_.k));
       if (starts_ || shifted_) sum_groups(p_, codes, sums);
       return Engine::words(codes, steps_, memory);
     } else {
       if (shifted_) sum_groups<Engine>(p_, x, sums);
-      return Engine::words(x, p_.x_dtype, p_.k, steps_, memory);
+      return Engine::words(x, p_.x.dtype, p_.k, steps_, memory);
     }
   }
 
   const uint8_t* codes(int64_t vector) const {
     constexpr int64_t kPerBlock = aoq::kUnitN / kLanes;
-    return p_.packed + vector / kPerBlock * block_bytes_ + vector % kPerBlock * (kLanes * 4);
+    return p_.w.stream + vector / kPerBlock * block_bytes_ + vector % kPerBlock * (kLanes * 4);
   }
 
   // Where a vector of this panel reads kAhead units from now; near its end, at the start of the next panel's.

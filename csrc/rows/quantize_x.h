@@ -19,18 +19,18 @@ struct MmCodes {
   Codes w;
 };
 
-// Rows of args.x to codes, with fp32 scales and, where x is asymmetric, zero points: [m], or [1] per tensor.
+// Rows of x to codes, with fp32 scales and, where x is asymmetric, zero points: [m], or [1] per tensor.
 inline QuantizeRows quantize_x(const PackedMm& args, const XCodes& to, uint8_t* qdata, float* scale,
                                float* zero_point) {
   QuantizeRows rows{};
   rows.m = args.m;
   rows.k = args.k;
   rows.source = RowSource::given;
-  rows.x = args.x;
-  rows.x_dtype = args.x_dtype;
-  rows.x_stride = args.x_stride;
+  rows.x = args.x.data;
+  rows.x_dtype = args.x.dtype;
+  rows.x_stride = args.x.stride;
   rows.codes = to.codes;
-  rows.asymmetric = args.x_asymmetric;
+  rows.asymmetric = args.x.asymmetric;
   rows.per_tensor = to.per_tensor;
   rows.lb = to.lb;
   rows.ub = to.ub;

@@ -222,7 +222,9 @@ def info(
 @app.command()
 @one_line_errors
 def bench(
-    op: Annotated[list[str] | None, typer.Option(help="int4_mm, int8_mm, fp8_mm ...; may be repeated.")] = None,
+    op: Annotated[
+        list[str] | None, typer.Option(help="int4_mm, int5_mm, fp8_mm ...; may be repeated. By default those of peers.")
+    ] = None,
     shapes: Annotated[str, typer.Option(help="Weights, out x in: NxK,NxK,...")] = "4096x4096",
     m: Annotated[str, typer.Option("--m", help="Rows of x (tokens).")] = "1,4,16,64,256",
     group_size: Annotated[int, typer.Option(help="int4 weights that share a scale.")] = 128,
@@ -279,7 +281,8 @@ def bench(
         minutes,
     )
     files = command.contender_files(contenders or ())
-    entries = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or (), files)
+    every = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or (), files)
+    entries = [entry for entry in every if entry.cls.is_for(device)]
     chosen = command.chosen(entries, op or (), only or ())
     if plot is not None:
         command.check_plot(plot)

@@ -11,17 +11,17 @@ class Right(Contender):
     w_rounded = False
 
     def weight(self, problem):
-        return problem.w, problem.w
+        return problem.w
 
     def multiply(self, x, weight):
         return x @ weight.t()
 
 
 class _Int4(Contender):
-    op, package = "int4_mm", "torch"
+    op, package, form = "int4_mm", "torch", "int4"
 
     def weight(self, problem):
-        return problem.int4_exact.bfloat16(), problem.int4_exact
+        return problem.exact("int4").bfloat16()
 
     def multiply(self, x, weight):
         return x @ weight.t()
@@ -67,7 +67,7 @@ class Hangs(_Int4):
 class Missing(_Int4):
     name = "missing"
 
-    def __init__(self, threads):
+    def __init__(self, threads, device="cpu"):
         raise ImportError("no such peer")
 
 

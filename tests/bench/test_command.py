@@ -14,6 +14,7 @@ from aoq.bench import command, measure
 from aoq.bench.contenders import contenders_in
 from aoq.cli import app
 from aoq.tensors.formats import ways
+from widths import OTHERS, representative
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "2"}
 
@@ -26,6 +27,8 @@ def test_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(measure.machine, "cold_bytes", lambda: 2_000_000)
     file = tmp_path / "deep" / "bench.json"
     options = ["--shapes", "64x128,32x64", "--m", "1,5", "--rounds", 3, "--seconds", 0.001, "--group-size", 64]
+    chosen = [way for way in ways() if way.command in representative()]
+    options += [option for way in chosen for option in ("--op", way.op)]
     result = run(*options, "--only", "aoq", "--only", "aten", "--json", file, "--plot", file.with_suffix(".png"))
     assert result.exit_code == 0, result.output
     report = json.loads(file.read_text())
@@ -37,7 +40,7 @@ def test_end_to_end(tmp_path, monkeypatch):
         assert report["machine"][key]
     assert report["machine"]["aoq"].keys() >= {"version", "isa", "isas", "compiler"}
     names = [contender["name"] for contender in report["contenders"]]
-    ours = [f"aoq {way.command.replace('-weight', ' weight')}" for way in ways()]
+    ours = [f"aoq {way.command.replace('-weight', ' weight')}" for way in chosen]
     assert {"aoq int4", "aoq int8-int4", "aoq int8 weight"} <= set(ours)
     assert names == [*ours, "torch bf16", "ATen int4", "ATen int8 weight"]
     assert len(report["cases"]) == 4
@@ -90,8 +93,8 @@ main()
         (["--shapes", "0x4"], "--shapes"),
         (["--m", "1,x"], "--m: expected positive numbers such as 1,4,16, got '1,x'"),
         (
-            ["--op", "int5_mm"],
-            f"--op: expected one of {', '.join(way.op for way in ways())}, got int5_mm",
+            ["--op", "int9_mm"],
+            f"--op: expected one of {', '.join(way.op for way in ways())}, got int9_mm",
         ),
         (["--only", "tensorflow"], "--only: expected part of one of aoq int"),
         (["--model", "/no/such/model"], "--model: /no/such/model has no config.json"),
@@ -159,3 +162,15 @@ def test_a_virtual_environment_stands_for_its_python(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     assert command.parse_pythons([f"vllm={tmp_path}"]) == {"vllm": str(tmp_path / "bin" / "python")}
+
+
+def test_ops_without_peers_are_measured_when_asked_for():
+    entries = [entry for entry in measure.entries(sys.executable) if entry.cls.is_for("cpu")]
+
+    def names(*options):
+        return {entry.name for entry in command.chosen(entries, *options)}
+
+    assert {"aoq int4", "aoq int8", "torch bf16", "ATen int4"} <= names([], [])
+    lone = next(way for way in ways() if way.command in OTHERS or way.command == "int3")
+    assert f"aoq {lone.command}" not in names([], []) | names([], ["aoq"])
+    assert names([lone.op], []) == names([], [f"aoq {lone.command}"]) == {f"aoq {lone.command}", "torch bf16"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aoq.bench import measure
+from aoq.bench import device, measure
 from aoq.bench.contender import Problem, cold_copies, some_of, wrongness
 from aoq.bench.contenders import FILES, contenders_in
 from aoq.bench.measure import Measurement, Settings, entries
@@ -159,7 +159,7 @@ def test_every_contender_has_its_class_variables():
     names = []
     for file in FILES:
         for cls in contenders_in(file).values():
-            assert cls.op in (*measure.OPS, measure.BASELINE)
+            assert (cls.op in (*device.ops(), measure.BASELINE) and cls.matmuls) or cls.models
             assert isinstance(cls.package, str)
             names.append(cls.name)
     assert len(set(names)) == len(names)
@@ -172,8 +172,11 @@ def test_contenders_are_right(stem, shape):
     (file,) = (file for file in FILES if file.stem == stem)
     problem = Problem(*shape)
     for cls in contenders_in(file).values():
+        if not cls.is_for("cpu"):
+            continue
         contender = cls(1)
-        weight, exact = contender.weight(problem)
+        weight = contender.weight(problem)
+        exact = contender.exact(problem, weight, slice(None))
         copy = contender.another(weight)
         assert exact.shape == shape[:2]
         for m in (1, 17):
@@ -206,10 +209,13 @@ def test_problems_are_exact_and_repeatable():
     problem = Problem(24, 96, 32)
     codes, scale = problem.int4
     assert int(codes.min()) == 0 and int(codes.max()) == 15
-    assert torch.equal(problem.int4_exact.double(), (codes.double() - 8) * scale.double().repeat_interleave(32, 1))
-    assert (problem.int4_exact - problem.w.float()).abs().max() <= 0.51 * scale.float().max()
+    exact = problem.exact("int4").double()
+    assert torch.equal(exact, (codes.double() - 8) * scale.double().repeat_interleave(32, 1))
+    assert (exact - problem.w.double()).abs().max() <= 0.51 * scale.float().max()
     codes, scale = problem.int8
-    assert torch.equal(problem.int8_exact.double(), codes.double() * scale.double())
+    assert torch.equal(problem.exact("int8").double(), codes.double() * scale.double())
+    some = torch.tensor([3, 1])
+    assert all(torch.equal(problem.exact(form, some), problem.exact(form)[some]) for form in problem.FORMS)
     w = problem.w
     problem.forget()
     assert torch.equal(problem.w, w) and problem.w is not w

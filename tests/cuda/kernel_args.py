@@ -78,16 +78,43 @@ class QuantizeRows(Args):
     )
 
 
-class PackedMm(Args):
+class X(Args):
     _fields_ = (
-        *((name, I64) for name in ("m", "n", "k", "group")),
-        *(("x", POINTER), ("x_dtype", ctypes.c_int8), ("x_stride", I64), ("x_fp8", POINTER), ("packed", POINTER)),
-        *(("scale", POINTER), ("zero_point", POINTER), ("scale_dtype", ctypes.c_int8)),
-        *(("bias", POINTER), ("bias_dtype", ctypes.c_int8)),
-        *(("out", POINTER), ("out_dtype", ctypes.c_int8), ("x_asymmetric", ctypes.c_bool), ("w_sum", POINTER)),
-        ("x_zero", POINTER),
-        *(("w_e5m2", ctypes.c_bool), ("x_scale", POINTER), ("x_scale_stride", I64)),
+        *(("data", POINTER), ("dtype", ctypes.c_int8), ("stride", I64)),
+        *(("fp8", POINTER), ("asymmetric", ctypes.c_bool)),
     )
+
+
+class Scales(Args):
+    _fields_ = (("scale", POINTER), ("zero_point", POINTER), ("dtype", ctypes.c_int8))
+
+
+class W(Args):
+    _fields_ = (("stream", POINTER), ("scales", Scales), ("sum", POINTER), ("e5m2", ctypes.c_bool))
+
+
+class Out(Args):
+    _fields_ = (
+        *(("data", POINTER), ("dtype", ctypes.c_int8), ("bias", POINTER), ("bias_dtype", ctypes.c_int8)),
+        *(("row_scale", POINTER), ("row_scale_stride", I64), ("row_zero", POINTER)),
+    )
+
+
+class PackedMm(Args):
+    _fields_ = (*((name, I64) for name in ("m", "n", "k", "group")), ("x", X), ("w", W), ("out", Out))
+
+    @classmethod
+    def of(cls, x, k, group, stream, scale, out, *, zero_point=None, w_sum=None, e5m2=False, bias=None, **of_rows):
+        """Of tensors; x that is int8 codes was of out's dtype."""
+        (m, n), scales = out.shape, Scales(scale=scale, zero_point=zero_point, dtype=DTYPES[scale.dtype])
+        return cls(
+            **dict(m=m, n=n, k=k, group=group, x=X(data=x, dtype=DTYPES[out.dtype], stride=x.stride(0))),
+            w=W(stream=stream, scales=scales, sum=w_sum, e5m2=e5m2),
+            out=Out(
+                **dict(data=out, dtype=DTYPES[out.dtype], row_scale_stride=1, **of_rows),
+                **({} if bias is None else dict(bias=bias, bias_dtype=DTYPES[bias.dtype])),
+            ),
+        )
 
 
 class Plan(Args):

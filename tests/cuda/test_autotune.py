@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_args import PackedMm
+from kernel_args import PackedMm, Scales, W, X
 from toolchain import CXX, ROOT, cuda_home
 
 from aoq import _C
@@ -289,17 +289,19 @@ def test_processes_agree_and_lose_nothing(tune, library):
 
 
 def test_a_problem_is_its_op_sizes_and_dtypes(tune):
-    def key(op="int4_mm", codes="", **fields):
+    def key(op="int4_mm", codes="", x=None, scales=None, **fields):
         out = ctypes.create_string_buffer(400)
-        mm = PackedMm(**{"m": 5, "n": 80, "k": 256, "group": 128, "x_dtype": 1, "scale_dtype": 1, **fields})
+        of_x, of_scales = X(**{"dtype": 1, **(x or {})}), Scales(**{"dtype": 1, **(scales or {})})
+        mm = PackedMm(**{"m": 5, "n": 80, "k": 256, "group": 128, "x": of_x, "w": W(scales=of_scales), **fields})
         tune.functions.key_of(op.encode(), ctypes.byref(mm), codes.encode(), out, len(out))
         return out.value.decode()
 
     assert key() == "int4_mm on a device: m <= 8, n 80, k 256, group 128, x bf16, scale bf16"
     assert key(m=1) == key().replace("8,", "1,", 1) and key(m=6) == key(m=8) == key()
     assert key(m=9) != key() and key(m=1 << 40).count(f"m <= {1 << 40}")
-    others = [dict(op="int8_int4_mm"), dict(n=81), dict(k=512), dict(group=64), dict(group=256), dict(x_dtype=0)]
-    others += [dict(scale_dtype=2), dict(zero_point=1), dict(x_asymmetric=True), dict(codes="e5m2")]
+    others = [dict(op="int8_int4_mm"), dict(n=81), dict(k=512), dict(group=64), dict(group=256), dict(x=dict(dtype=0))]
+    others += [dict(scales=dict(dtype=2)), dict(scales=dict(zero_point=1)), dict(x=dict(asymmetric=True))]
+    others += [dict(codes="e5m2")]
     keys = {key(**changed) for changed in others}
     assert len(keys) == len(others) and key() not in keys
 

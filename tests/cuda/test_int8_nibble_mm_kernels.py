@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, NibbleSkinny, NibbleWgmma, NibbleWide, PackedMm, Plan, WgmmaPlan, WidePlan
+from kernel_args import NibbleSkinny, NibbleWgmma, NibbleWide, PackedMm, Plan, WgmmaPlan, WidePlan
 from nibbles import BITS, Weight
 from plan_library import Shape, skinny_plan, skinny_workspace, wgmma_workspace, wide_workspace
 
@@ -35,13 +35,10 @@ def run(simt_kernel, kernel, x, weight, bias, mapping, plan, checked=True):
         floats = skinny_workspace(shape, plan.log_split, kernel == "sm90a", False)
     workspace = torch.full((floats,), math.nan)
     asymmetric = mapping == "asymmetric"
-    mm = PackedMm(
-        **dict(m=m, n=n, k=k, group=weight.group, x=permuted, x_dtype=DTYPES[x.dtype], x_stride=permuted.shape[1]),
-        **dict(packed=weight.packed, scale=weight.scale, zero_point=weight.zero_point),
-        **dict(scale_dtype=DTYPES[weight.scale.dtype], bias=bias),
-        **dict(bias_dtype=0 if bias is None else DTYPES[bias.dtype], out=out, out_dtype=DTYPES[out.dtype]),
-        **dict(x_asymmetric=asymmetric, w_sum=w_sum, x_zero=zero if asymmetric else None),
-        **dict(x_scale=scale, x_scale_stride=1),
+    mm = PackedMm.of(
+        *(permuted, k, weight.group, weight.packed, weight.scale, out),
+        **dict(zero_point=weight.zero_point, w_sum=w_sum, bias=bias),
+        **dict(row_scale=scale, row_zero=zero if asymmetric else None),
     )
     struct = {WIDE: NibbleWide, WGMMA: NibbleWgmma}.get(kernel, NibbleSkinny)
     simt_kernel(f"int8_{weight.name}_mm_{kernel}", struct)(mm=mm, plan=plan, workspace=workspace)

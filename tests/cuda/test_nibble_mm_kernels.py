@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, NibbleSkinny, NibbleWgmma, NibbleWide, PackedMm, WgmmaPlan, WidePlan
+from kernel_args import NibbleSkinny, NibbleWgmma, NibbleWide, PackedMm, WgmmaPlan, WidePlan
 from nibbles import BITS, Weight
 from plan_library import Shape, skinny_plan, skinny_workspace, wgmma_workspace, wide_workspace
 
@@ -52,16 +52,9 @@ def run_wgmma(simt_kernel, x, weight, bias=None, tokens=64, halves=1, split=1, s
 
 
 def multiply(kernel, x, weight, bias, plan, workspace):
-    (m, k), n = x.shape, weight.n
-    out = torch.full((m, n), math.nan, dtype=x.dtype)
-    mm = PackedMm(
-        **dict(m=m, n=n, k=k, group=weight.group, x=x, x_dtype=DTYPES[x.dtype], x_stride=x.stride(0)),
-        **dict(packed=weight.packed, scale=weight.scale, zero_point=weight.zero_point),
-        **dict(
-            scale_dtype=DTYPES[weight.scale.dtype], bias=bias, bias_dtype=DTYPES[bias.dtype] if bias is not None else 0
-        ),
-        **dict(out=out, out_dtype=DTYPES[out.dtype]),
-    )
+    out = torch.full((len(x), weight.n), math.nan, dtype=x.dtype)
+    of_w = weight.group, weight.packed, weight.scale
+    mm = PackedMm.of(x, weight.k, *of_w, out, zero_point=weight.zero_point, bias=bias)
     kernel(mm=mm, plan=plan, workspace=workspace)
     return out
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from kernel_args import DTYPES, PackedMm, WeightMmSkinny, WeightMmWide, WidePlan
+from kernel_args import PackedMm, WeightMmSkinny, WeightMmWide, WidePlan
 from plan_library import Shape, skinny_workspace, weight_plan, wide_workspace
 
 from aoq.ops import int8_pack_reference, tile_scale
@@ -40,11 +40,7 @@ def multiply(simt_kernel, which, struct, x, codes, scale, bias, plan, floats):
     kernel = simt_kernel(f"{'int8' if codes.dtype == INT8 else 'fp8'}_weight_mm_{which}sm80", struct)
     packed, tiled = int8_pack_reference(codes.view(INT8), CUDA).contiguous(), tile_scale(scale)
     out = torch.full((m, n), math.nan, dtype=x.dtype)
-    mm = PackedMm(
-        **dict(m=m, n=n, k=k, group=k, x=x, x_dtype=DTYPES[x.dtype], x_stride=x.stride(0), packed=packed, scale=tiled),
-        **dict(scale_dtype=DTYPES[scale.dtype], bias=bias, bias_dtype=0 if bias is None else DTYPES[bias.dtype]),
-        **dict(out=out, out_dtype=DTYPES[out.dtype], w_e5m2=codes.dtype == E5M2),
-    )
+    mm = PackedMm.of(x, k, k, packed, tiled, out, e5m2=codes.dtype == E5M2, bias=bias)
     kernel(mm=mm, plan=plan, workspace=torch.full((floats,), math.nan))
     return out
 

@@ -34,7 +34,7 @@ from aoq import (
 from aoq.storage.convert import quantize_checkpoint
 from aoq.storage.safetensors import load_file as load_weights
 from aoq.tensors.base import QuantizedTensor
-from aoq.tensors.formats import commands
+from widths import representative
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Layers:
     method: type
 
 
-CONFIGS = commands() | {
+CONFIGS = representative() | {
     "int4-symmetric": Int4WeightOnlyConfig(group_size=64, mapping_type=MappingType.SYMMETRIC),
     "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(act_mapping_type=MappingType.ASYMMETRIC),
 }

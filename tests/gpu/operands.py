@@ -6,6 +6,7 @@ import torch
 
 import aoq
 from aoq import _C
+from aoq.bench.contenders.aoq import arguments
 from aoq.ops import fp8_quantize, int4_pack, int4_quantize, int8_pack, int8_quantize, tile_scale
 
 
@@ -51,14 +52,7 @@ FORMATS = {
 
 def of_format(op, w):
     """What the op takes of a packed weight, bias left out."""
-    n = w.weight_shape[0]
-    return {
-        "int8_mm": lambda: (w.qdata, w.scale, w.w_sum, None, n),
-        "int8_weight_mm": lambda: (w.qdata, w.scale, None, n),
-        "int8_int4_mm": lambda: (w.qdata, w.scale, w.zero_point, w.w_sum, None, n, w.group_size),
-        "fp8_mm": lambda: (w.qdata, w.scale, None, n, w.code_dtype, w.act_dtype, w.act_granularity),
-        "fp8_weight_mm": lambda: (w.qdata, w.scale, None, n, w.code_dtype),
-    }[op]()
+    return arguments(getattr(torch.ops.aoq, op).default, w)
 
 
 @once

@@ -12,6 +12,8 @@ from aoq.ops.mm import FORMATS
 
 BITS = sorted({f.bits for f in FORMATS.values() if f.grouped and f.bits != 4})
 FORMAT = {bits: next(f for f in FORMATS.values() if f.grouped and f.bits == bits) for bits in BITS}
+# Two widths stand for all in what takes long: one whose codes fit nibbles and, if there is one, one whose do not.
+WIDTHS = (min(BITS, key=lambda bits: abs(bits - 3)), max(BITS))
 # A unit has up to 32 columns, so groups of 8 and of 40 are not whole ones.
 SHAPES = [*GROUPED_SHAPES, (48, 320, 40), (33, 520, 64), (20, 70, 32)]
 
@@ -49,13 +51,13 @@ class Weight(PackedWeight):
 
 class TestGiven(PackedMmTests):
     weight = Weight
-    variants = tuple((bits, mapping) for bits in BITS for mapping in ("asymmetric", "symmetric"))
+    variants = tuple(zip(WIDTHS, ("asymmetric", "symmetric"), strict=True))
     shapes = SHAPES
     blocks = (((160, 512, 64), variants[0]), ((88, 3000, 1000), variants[0]))
     bad = (
         (dict(group_size=12), ValueError, "group_size: expected a multiple of 8, or at least k = 64, got 12"),
         (dict(group_size=None), ValueError, "group_size: expected a number for int"),
-        (dict(format="int9"), ValueError, "format: expected one of int3, .*, got int9"),
+        (dict(format="int9"), ValueError, "format: expected one of int.*, got int9"),
         (dict(x_as="fp8"), ValueError, "x_as: expected given or int8, got fp8"),
         (dict(w_sum=torch.ones(32)), ValueError, "parts: expected no w_sum"),
     )
@@ -81,7 +83,7 @@ class Int8Weight(Int8XWeight):
 
 class TestInt8(Int8XTests):
     weight = Int8Weight
-    variants = tuple((bits, *m) for bits in BITS for m in (("asymmetric", "asymmetric"), ("symmetric", "symmetric")))
+    variants = tuple((bits, m, m) for bits, m in zip(WIDTHS, ("asymmetric", "symmetric"), strict=True))
     shapes = SHAPES
     blocks = (((160, 512, 64), variants[0]), ((88, 3000, 1000), variants[0]))
 
@@ -95,6 +97,18 @@ class TestInt8(Int8XTests):
         bits = variant[0]
         self.extremes = [from_codes(torch.full((33, 4100), code, dtype=torch.uint8), bits) for code in (0, 2**bits - 1)]
         super().test_extreme_codes(isa, variant)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_every_width(isa, bits):
+    """As given and as int8, for few rows and many, where groups are whole units and where they are not."""
+    for shape in ((33, 200, 128), (17, 40, 8), (48, 320, 40), (20, 70, 32), (5, 7, 7)):
+        for weight in (Weight(*shape, (bits, "asymmetric")), Int8Weight(*shape, (bits, "symmetric", "asymmetric"))):
+            for m in (0, 1, 3, 17, 60):
+                for dtype in (torch.bfloat16, torch.float32):
+                    x = torch.randn(m, weight.k).to(dtype)
+                    check(weight(x), x, weight)
+        check(weight.reference(x), x, weight)
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=lambda f: f.name)
@@ -131,7 +145,7 @@ def test_mm_is_the_formats_own_op(isa, format):
 @pytest.mark.parametrize("dtype", (torch.int32, torch.int64))
 def test_experts(isa, dtype):
     """Each for its run of rows; empty runs, rows after the last one, biases."""
-    weights = [Weight(40, 96, 32, (BITS[0], "asymmetric"), seed=seed) for seed in range(4)]
+    weights = [Weight(40, 96, 32, (WIDTHS[0], "asymmetric"), seed=seed) for seed in range(4)]
     x, bias, ends = torch.randn(19, 96), torch.randn(4, 40), (3, 3, 10, 17)
     names = ("packed", "scale", "zero_point")
     parts = weights[0].parts | {name: torch.stack([w.parts[name] for w in weights]) for name in names}

@@ -18,16 +18,19 @@ from aoq import (
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
     MappingType,
+    PerGroup,
     PerRow,
     QuantizedTensor,
     quantize_,
 )
 from aoq.tensors import base
+from widths import ONE
 
 CONFIGS = {
     "int4": Int4WeightOnlyConfig(group_size=16),
-    "int4-symmetric": Int4WeightOnlyConfig(group_size=16, mapping_type=MappingType.SYMMETRIC),
+    "intx-symmetric": IntxWeightOnlyConfig(ONE, PerGroup(16)),
     "int8": Int8DynamicActivationInt8WeightConfig(),
     "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(MappingType.ASYMMETRIC),
     "int8-int4": Int8DynamicActivationInt4WeightConfig(group_size=16),

@@ -30,14 +30,19 @@ from aoq.config import AOBaseConfig
 from aoq.ops import fp8_dequantize, fp8_quantize, int4_quantize, int8_dequantize, int8_quantize
 from aoq.tensors.formats import FORMATS, ways
 from aoq.tensors.module import weight_module
+from widths import representative
 
 SYMMETRIC, ASYMMETRIC = MappingType
 INT4 = Int4WeightOnlyConfig(group_size=16)
 INT8 = Int8DynamicActivationInt8WeightConfig()
 # All that there are, in groups of 16 where there are groups, and variants of their tensors.
 CONFIGS = {
-    **{way.command: way.config for way in ways() if "group_size" not in way.config.OPTIONS},
-    **{way.command: way.config.with_options(group_size=16) for way in ways() if "group_size" in way.config.OPTIONS},
+    **{name: config for name, config in representative().items() if "group_size" not in config.OPTIONS},
+    **{
+        name: config.with_options(group_size=16)
+        for name, config in representative().items()
+        if "group_size" in config.OPTIONS
+    },
     "int8-asymmetric": Int8DynamicActivationInt8WeightConfig(ASYMMETRIC),
     "fp8-weight": Float8WeightOnlyConfig(torch.float8_e5m2),
 }
@@ -340,7 +345,7 @@ def test_a_weight_says_what_made_it(config: AOBaseConfig) -> None:
     values = torch.randn(40, 72)
     w = config.quantize(values)
     assert same(w.config().quantize(values), w)
-    command = next(way.command for way in ways() if type(way.config) is type(config))
+    command = next(way.command for way in ways() if way.format is w.format and type(way.config) is type(config))
     assert w.label == command + (f" g{w.group_size}" if hasattr(w, "group_size") else "")
     assert w.format in FORMATS.values() and w.format.codes.name == "qdata"
 

@@ -61,16 +61,16 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
     check_value(args.m < most, op, "x", "expected fewer than 2^31 - 1024 rows, got ", args.m);
     check_value(args.n < most, op, "n", "expected less than 2^31 - 1024, got ", args.n);
     check_value(args.k < most, op, "x", "expected fewer than 2^31 - 1024 columns, got ", args.k);
-    check_aligned(args.packed, 16, op, "packed");
+    check_aligned(args.w.stream, 16, op, "packed");
     const Device model = device_of(t.x, on.capability, op);
     const dense::Device device{on.capability, model.multiprocessors, model.bytes_per_ns};
     const dense::Problem problem{
-        args.m, args.n, pitch, args.out_dtype == Dtype::f32, codes.x.codes == Codes::e5m2, codes.w == Codes::e5m2};
+        args.m, args.n, pitch, args.out.dtype == Dtype::f32, codes.x.codes == Codes::e5m2, codes.w == Codes::e5m2};
     const DenseKernels<N> here(kernels, on.capability);
 
     const Tensor x_codes = new_tensor(t.x, {args.m, pitch}, ScalarType::Char);
     const Tensor x_scale = new_tensor(t.x, {codes.x.per_tensor ? 1 : args.m}, ScalarType::Float);
-    const Tensor x_zero = new_tensor(t.x, {args.x_asymmetric ? args.m : 0}, ScalarType::Float);
+    const Tensor x_zero = new_tensor(t.x, {args.x.asymmetric ? args.m : 0}, ScalarType::Float);
     const Tensor ranges = new_tensor(t.x, {codes.x.per_tensor ? kPartialRanges : 0}, ScalarType::Float);
     auto* const scale = static_cast<float*>(x_scale.mutable_data_ptr());
     auto* const zero = static_cast<float*>(x_zero.mutable_data_ptr());
@@ -84,17 +84,17 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
     mm.n = args.n;
     mm.k = pitch;
     mm.x = rows.qdata;
-    mm.w = args.packed;
+    mm.w = args.w.stream;
     mm.x_scale = scale;
     mm.x_scale_stride = codes.x.per_tensor ? 0 : 1;
-    mm.x_zero = args.x_asymmetric ? zero : nullptr;
-    mm.scale = args.scale;
-    mm.scale_dtype = args.scale_dtype;
-    mm.w_sum = args.w_sum;
-    mm.bias = args.bias;
-    mm.bias_dtype = args.bias_dtype;
-    mm.out = args.out;
-    mm.out_dtype = args.out_dtype;
+    mm.x_zero = args.x.asymmetric ? zero : nullptr;
+    mm.scale = args.w.scales.scale;
+    mm.scale_dtype = args.w.scales.dtype;
+    mm.w_sum = args.w.sum;
+    mm.bias = args.out.bias;
+    mm.bias_dtype = args.out.bias_dtype;
+    mm.out = args.out.data;
+    mm.out_dtype = args.out.dtype;
     mm.multiprocessors = device.multiprocessors;
     auto multiply = [&](int one) {
       const int index = here.choose(one, problem, device, op);

@@ -1,10 +1,13 @@
 // What the CUDA entries of ops with weights of one to four bits a code have in common: which of the kernels runs, its
 // workspace, and for an int8 x the kernel that quantizes it first.
 #pragma once
+#include <torch/csrc/stable/library.h>
+
 #include "autotune/autotune_cuda.h"
+#include "formats/int4.h"
 #include "formats/nibbles_cuda.h"
 #include "mm/cuda/nibble_mm.h"
-#include "mm/packed_mm_entry.h"
+#include "mm/mm_arguments.h"
 #include "ops/int8_quantize/int8_quantize.h"
 #include "rows/quantize_x.h"
 
@@ -50,21 +53,24 @@ inline Shape shape_of(const NibbleMm& mm, const PackedMm& p) {
 
 // What decides among the kernels. hopper: wgmma's run here.
 inline nibble_config::Problem problem_of(const NibbleMm& mm, const PackedMm& p, bool hopper) {
-  const bool zero = p.zero_point,
-             aligned = (reinterpret_cast<uintptr_t>(p.scale) | reinterpret_cast<uintptr_t>(p.zero_point)) % 16 == 0;
+  const bool zero = p.w.scales.zero_point, aligned = (reinterpret_cast<uintptr_t>(p.w.scales.scale) |
+                                                      reinterpret_cast<uintptr_t>(p.w.scales.zero_point)) %
+                                                         16 ==
+                                                     0;
   Shape shape = shape_of(mm, p);
   int before = zero;
   if (!mm.x_int8) {
-    if (p.x_dtype == Dtype::f32) shape.m *= kPlanes;
+    if (p.x.dtype == Dtype::f32) shape.m *= kPlanes;
     before += needs_copy(p);
   }
-  return {shape, zero, p.scale_dtype == Dtype::f32 ? 4 : 2, before, hopper && aligned};
+  return {shape, zero, p.w.scales.dtype == Dtype::f32 ? 4 : 2, before, hopper && aligned};
 }
 
 // Floats of workspace that the chosen kernel takes.
 inline int64_t workspace_floats(const NibbleMm& mm, const PackedMm& p, const nibble_config::Choice& choice,
                                 int capability) {
-  const bool f32 = !mm.x_int8 && p.x_dtype == Dtype::f32, copies = !mm.x_int8 && needs_copy(p), zero = p.zero_point;
+  const bool f32 = !mm.x_int8 && p.x.dtype == Dtype::f32, copies = !mm.x_int8 && needs_copy(p),
+             zero = p.w.scales.zero_point;
   const int planes = f32 ? kPlanes : 1;
   const Shape shape = shape_of(mm, p);
   switch (choice.kernels) {
@@ -119,11 +125,11 @@ inline void quantize_and_multiply(const NibbleMm& mm, PackedMm p, const nibble_c
   int8_quantize_sm80(quantize, device.stream);
   device.check_launch();
 
-  p.x = quantize.qdata;
-  p.x_stride = pitch;
-  p.x_scale = x_scale;
-  p.x_scale_stride = 1;
-  p.x_zero = x_scale + p.m;
+  p.x.data = quantize.qdata;
+  p.x.stride = pitch;
+  p.out.row_scale = x_scale;
+  p.out.row_scale_stride = 1;
+  p.out.row_zero = p.x.asymmetric ? x_scale + p.m : nullptr;
   launch(mm, p, choice, x_scale + rows, device);
 }
 
@@ -135,9 +141,9 @@ inline Tensor nibble_mm(const NibbleMm& mm, const PackedOperands& t, int64_t n, 
   const OnDevice device(t.x, op);
   auto run = [&](const PackedMm& p) {
     check_cuda_sizes(p, op);
-    check_aligned(p.packed, 16, op, "packed");
-    check_aligned(p.scale, 4, op, "scale");
-    check_aligned(p.zero_point, 4, op, "zero_point");
+    check_aligned(p.w.stream, 16, op, "packed");
+    check_aligned(p.w.scales.scale, 4, op, "scale");
+    check_aligned(p.w.scales.zero_point, 4, op, "zero_point");
     const nibble_config::Problem problem = problem_of(mm, p, allowed(Sm::sm90a, device.capability));
     const Device model = device_of(t.x, device.capability, op);
     auto run_one = [&](int one) {
@@ -152,3 +158,18 @@ inline Tensor nibble_mm(const NibbleMm& mm, const PackedOperands& t, int64_t n, 
 }
 
 }  // namespace aoq
+
+// An op of its own (mm/mm_op.h): its kernel on CUDA.
+#define AOQ_NIBBLE_MM_OP(op, Format, x_int8)                                                                   \
+  namespace aoq {                                                                                              \
+  AOQ_NIBBLE_KERNELS(op)                                                                                       \
+  namespace {                                                                                                  \
+  const bool kRegistered = register_nibble_mm(#op, op##_kernels);                                              \
+  struct Op {                                                                                                  \
+    static Tensor run(const PackedOperands& t, int64_t n, std::optional<int64_t> group_size, int64_t config) { \
+      return nibble_mm({#op, op##_kernels, Format::kBits, x_int8}, t, n, *group_size, config);                 \
+    }                                                                                                          \
+  };                                                                                                           \
+  }                                                                                                            \
+  }                                                                                                            \
+  STABLE_TORCH_LIBRARY_IMPL(aoq, CUDA, m) { m.impl(#op, TORCH_BOX((&aoq::MmArguments<true, x_int8>::call<aoq::Op>))); }

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
 #pragma unroll
   for (int r = 0; r < kTiles; ++r) {
     const int64_t tile = row_tile + r < tiles_n ? row_tile + r : tiles_n - 1;  // beyond n: read, never stored
-    rows[r] = p.packed + tile * tiles_k * Tile::kBytes + lane * Tile::plane(0).lane_bytes();
+    rows[r] = p.w.stream + tile * tiles_k * Tile::kBytes + lane * Tile::plane(0).lane_bytes();
   }
   Words<Format::kBits> weights[kAhead][kTiles] = {};
   auto load = [&](int stage, int tiles_on) {
@@ -109,15 +109,17 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
   };
 
   // ---- scales and zero points of the span to come
-  const ScaleReader reader(p.scale_dtype, lane / 4);
+  const ScaleReader reader(p.w.scales.dtype, lane / 4);
   const uint32_t groups = static_cast<uint32_t>(ceil_div(p.k, p.group));
   const char* scales = nullptr;  // a group's, of the first tile of rows, whose neighbours' are so many words on
   uint32_t to_tile[kTiles] = {};
-  const int64_t to_zero_point = static_cast<const char*>(p.zero_point) - static_cast<const char*>(p.scale);
+  const int64_t to_zero_point =
+      static_cast<const char*>(p.w.scales.zero_point) - static_cast<const char*>(p.w.scales.scale);
   uint32_t spans_left = 0, groups_left = 0;  // in that group; that and those after it
   auto start_scales_at = [&](uint32_t group) {
     const uint32_t first = row_tile < tiles_n ? row_tile : tiles_n - 1;
-    scales = static_cast<const char*>(p.scale) + (int64_t{first} * groups + group) * reader.group() + reader.offset();
+    scales = static_cast<const char*>(p.w.scales.scale) + (int64_t{first} * groups + group) * reader.group() +
+             reader.offset();
 #pragma unroll
     for (int r = 0; r < kTiles; ++r)
       to_tile[r] = ((row_tile + r < tiles_n ? row_tile + r : tiles_n - 1) - first) * groups * (reader.group() / 4);
@@ -336,19 +338,19 @@ void run_span(const Args& args, CudaStream stream) {
 
 template <class X, class Format, bool kCluster>
 void run_as(const Args& args, CudaStream stream) {
-  args.p.zero_point ? run_span<X, Format, true, kCluster>(args, stream)
-                    : run_span<X, Format, false, kCluster>(args, stream);
+  args.p.w.scales.zero_point ? run_span<X, Format, true, kCluster>(args, stream)
+                             : run_span<X, Format, false, kCluster>(args, stream);
 }
 
 // x as given; blocks that share rows along k are a cluster, or not.
 template <class Format, bool kCluster>
 void run(const NibbleSkinny& call, CudaStream stream) {
   const PackedMm& p = call.mm;
-  const bool f32 = p.x_dtype == Dtype::f32;
+  const bool f32 = p.x.dtype == Dtype::f32;
   const int slabs = slabs_of(call.plan, kCluster, f32);
   Args args{p, call.plan, slabs > 1 ? call.workspace : nullptr};
   if (f32) args.p = copied(p, call.workspace + ceil_div(slabs * p.m * p.n, 4) * 4, p.k, stream);
-  p.x_dtype == Dtype::f16 ? run_as<ptx::F16, Format, kCluster>(args, stream)
+  p.x.dtype == Dtype::f16 ? run_as<ptx::F16, Format, kCluster>(args, stream)
                           : run_as<ptx::Bf16, Format, kCluster>(args, stream);
   if (args.partial) add(p, args.partial, slabs, stream);
 }

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int row_block = static_cast<int>(tile.row), token_block = static_cast<int>(tile.token);
   const Steps steps = steps_of(p.k, static_cast<int>(split), static_cast<int>(rank));
   const uint32_t count = static_cast<uint32_t>(steps.end - steps.begin);
-  const int scale_bytes = p.scale_dtype == Dtype::f32 ? 4 : 2;
+  const int scale_bytes = p.w.scales.dtype == Dtype::f32 ? 4 : 2;
   const Stage stage = stage_of(kTokens, kHalves, kSpan, kZero, M::kBytes, Format::kBits, scale_bytes);
 
   char* const shared = hopper::shared_memory();
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   // ---- the warps that multiply
   hopper::grow_registers<232>();
-  const ScaleReader reader(p.scale_dtype, lane / 4);
+  const ScaleReader reader(p.w.scales.dtype, lane / 4);
   const int first_tile = warp / 4 * 4 * kHalves + warp % 4;  // row tile of the block, of the first half
   float total[kHalves][kParts][kSums] = {};
   typename M::Sum sum[kSums];
@@ -280,19 +280,19 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int i = 0; i < kWidth; ++i)
       if (i < left) value[i] = finished(p, m, row + i, value[i]);
-    if (p.n % kWidth == 0 && p.out_dtype != Dtype::f32) {
+    if (p.n % kWidth == 0 && p.out.dtype != Dtype::f32) {
       ptx::U32x4 packed;
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        packed.word[i] = p.out_dtype == Dtype::bf16
+        packed.word[i] = p.out.dtype == Dtype::bf16
                              ? static_cast<uint32_t>(float_to_bf16(value[2 * i])) |
                                    static_cast<uint32_t>(float_to_bf16(value[2 * i + 1])) << 16
                              : ptx::f32_to_f16(value[2 * i]) | ptx::f32_to_f16(value[2 * i + 1]) << 16;
-      *reinterpret_cast<ptx::U32x4*>(static_cast<uint16_t*>(p.out) + m * p.n + row) = packed;
+      *reinterpret_cast<ptx::U32x4*>(static_cast<uint16_t*>(p.out.data) + m * p.n + row) = packed;
     } else {
 #pragma unroll
       for (int i = 0; i < kWidth; ++i)
-        if (i < left) store_float(p.out, p.out_dtype, m * p.n + row + i, value[i]);
+        if (i < left) store_float(p.out.data, p.out.dtype, m * p.n + row + i, value[i]);
     }
   }
   if (split > 1) ptx::cluster_barrier();  // no block ends while another reads its sums
@@ -323,7 +323,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_spans(const PackedMm p, float
     float sum = 0;
     if (team < teams && k < x_columns<X>(p.k)) {
       const auto x =
-          *reinterpret_cast<const ptx::U32x4*>(static_cast<const char*>(p.x) + (row * p.x_stride + k) * kBytes);
+          *reinterpret_cast<const ptx::U32x4*>(static_cast<const char*>(p.x.data) + (row * p.x.stride + k) * kBytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum += sum_word(X{}, x.word[i]);
     }
@@ -339,19 +339,19 @@ template <class X, class Format, int kTokens, int kHalves, int kSpan, bool kZero
 void run_plan(const Args& args, CudaStream stream) {
   constexpr int kXBytes = x_bytes(X{}), kTileBytes = nibbles::Tile<Format::kBits>::kBytes;
   const PackedMm& p = args.p;
-  const int bytes = p.scale_dtype == Dtype::f32 ? 4 : 2, box_rows = 8 * kHalves;
+  const int bytes = p.w.scales.dtype == Dtype::f32 ? 4 : 2, box_rows = 8 * kHalves;
   const int64_t tiles = ceil_div(p.n, 16), tiles_k = ceil_div(p.k, 64), groups = ceil_div(p.k, p.group);
   Maps maps{};
-  maps.x = hopper::tensor_map(p.x, kXBytes, p.m, x_columns<X>(p.k), p.x_stride * kXBytes, kTokens,
+  maps.x = hopper::tensor_map(p.x.data, kXBytes, p.m, x_columns<X>(p.k), p.x.stride * kXBytes, kTokens,
                               wgmma::kRowBytes / kXBytes, true);
-  maps.codes = hopper::tensor_map(p.packed, 4, tiles, tiles_k * (kTileBytes / 4), tiles_k * kTileBytes, box_rows,
+  maps.codes = hopper::tensor_map(p.w.stream, 4, tiles, tiles_k * (kTileBytes / 4), tiles_k * kTileBytes, box_rows,
                                   kStepWords<Format>, false);
   auto scales = [&](const void* data) {
     return hopper::tensor_map(data, bytes, tiles, groups * 16, groups * 16 * bytes, box_rows, kStepK / kSpan * 16,
                               false);
   };
-  maps.scale = scales(p.scale);
-  maps.zero_point = scales(kZero ? p.zero_point : p.scale);
+  maps.scale = scales(p.w.scales.scale);
+  maps.zero_point = scales(kZero ? p.w.scales.zero_point : p.w.scales.scale);
   const Stage stage = stage_of(kTokens, kHalves, kSpan, kZero, kXBytes, Format::kBits, bytes);
   const auto blocks = static_cast<unsigned>(args.row_tiles * args.token_tiles * args.plan.split);
   launch(multiply<X, Format, kTokens, kHalves, kSpan, kZero>,
@@ -378,7 +378,9 @@ void run_as(const PackedMm& p, const Plan& plan, float* x_sums, CudaStream strea
 #undef AOQ_INSTANCE
     }
   };
-  auto with_span = [&](auto span) { p.zero_point ? with(span, std::true_type{}) : with(span, std::false_type{}); };
+  auto with_span = [&](auto span) {
+    p.w.scales.zero_point ? with(span, std::true_type{}) : with(span, std::false_type{});
+  };
   switch (span_of(p.group, p.k)) {
     case 128: return with_span(std::integral_constant<int, 128>{});
     case 64: return with_span(std::integral_constant<int, 64>{});
@@ -390,24 +392,24 @@ void run_as(const PackedMm& p, const Plan& plan, float* x_sums, CudaStream strea
 template <class Format>
 void run_sm90a(const NibbleWgmma& call, CudaStream stream) {
   const PackedMm& p = call.mm;
-  const bool f32 = p.x_dtype == Dtype::f32, copies = needs_copy(p);
+  const bool f32 = p.x.dtype == Dtype::f32, copies = needs_copy(p);
   const int planes = f32 ? kPlanes : 1;
-  const Workspace at = workspace_of({p.m, p.n, p.k, p.group, Format::kBits}, planes, copies, p.zero_point);
+  const Workspace at = workspace_of({p.m, p.n, p.k, p.group, Format::kBits}, planes, copies, p.w.scales.zero_point);
   PackedMm mm = p;
   if (copies) {
     auto* const x = reinterpret_cast<uint16_t*>(call.workspace + at.copy);
     launch(copy_rows, {dim3(grid_for(p.m * p.k, kAddThreads)), kAddThreads, 0, stream, 0}, p, x, copy_pitch(p.k));
-    mm.x = x;
-    mm.x_stride = copy_pitch(p.k);
+    mm.x.data = x;
+    mm.x.stride = copy_pitch(p.k);
     mm.m = planes * p.m;
   }
   if (f32) {  // sums of planes, to be added up
-    mm.x_dtype = Dtype::bf16;
-    mm.bias = nullptr;
-    mm.out = call.workspace;
-    mm.out_dtype = Dtype::f32;
+    mm.x.dtype = Dtype::bf16;
+    mm.out.bias = nullptr;
+    mm.out.data = call.workspace;
+    mm.out.dtype = Dtype::f32;
   }
-  if (mm.x_dtype == Dtype::f16)
+  if (mm.x.dtype == Dtype::f16)
     run_as<ptx::F16, Format>(mm, call.plan, call.workspace + at.x_sum, stream);
   else
     run_as<ptx::Bf16, Format>(mm, call.plan, call.workspace + at.x_sum, stream);
@@ -418,7 +420,7 @@ void run_sm90a(const NibbleWgmma& call, CudaStream stream) {
 template <class Format>
 void run_int8_sm90a(const NibbleWgmma& call, CudaStream stream) {
   const PackedMm& p = call.mm;
-  const Workspace at = workspace_of({p.m, p.n, p.k, p.group, Format::kBits, 1}, 1, false, p.zero_point);
+  const Workspace at = workspace_of({p.m, p.n, p.k, p.group, Format::kBits, 1}, 1, false, p.w.scales.zero_point);
   run_as<ptx::S8, Format>(p, call.plan, call.workspace + at.x_sum, stream);
 }
 

@@ -59,15 +59,15 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   const int sixteen = static_cast<int>(threadIdx.x % 8), x_row = static_cast<int>(threadIdx.x / 8);
   const int x_left = columns * kBytes - 16 * sixteen;
   const int x_to = x_row * kXBytes + 16 * (sixteen ^ x_row % 8);
-  const char* const x = static_cast<const char*>(p.x) + (first_token + x_row) * p.x_stride * kBytes + 16 * sixteen;
+  const char* const x = static_cast<const char*>(p.x.data) + (first_token + x_row) * p.x.stride * kBytes + 16 * sixteen;
   const int64_t row_tile = first_row / 16 + warp < tiles_n ? first_row / 16 + warp : tiles_n - 1;
-  const uint8_t* const codes = p.packed + row_tile * tiles_k * Tile::kBytes + lane * 16;
+  const uint8_t* const codes = p.w.stream + row_tile * tiles_k * Tile::kBytes + lane * 16;
   auto copy = [&](char* stage, int k) {
     const int left = x_left - k * kBytes, bytes = left <= 0 ? 0 : left < 16 && kBytes == 2 ? left : 16;
 #pragma unroll
     for (int i = 0; i < kTokens / 32; ++i) {
       const bool real = x_row + 32 * i < tokens && bytes;
-      ptx::copy_async(stage + x_to + 32 * i * kXBytes, real ? x + (32 * i * p.x_stride + k) * kBytes : p.x,
+      ptx::copy_async(stage + x_to + 32 * i * kXBytes, real ? x + (32 * i * p.x.stride + k) * kBytes : p.x.data,
                       real ? bytes : 0);
     }
 #pragma unroll
@@ -90,18 +90,19 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   };
 
   // ---- scales and zero points of the span to come
-  const ScaleReader reader(p.scale_dtype, lane / 4);
+  const ScaleReader reader(p.w.scales.dtype, lane / 4);
   const uint32_t groups = static_cast<uint32_t>(ceil_div(p.k, p.group));
   const uint32_t first_span = static_cast<uint32_t>(begin / args.span), first_group = first_span / args.spans_of_group;
   uint32_t groups_left = groups - first_group, spans_left = args.spans_of_group - first_span % args.spans_of_group;
   const char* scales;  // of the warp's first tile of rows
   static_assert(kTiles == 2, "one more");
   uint32_t to_tile = 0;
-  const int64_t to_zero_point = static_cast<const char*>(p.zero_point) - static_cast<const char*>(p.scale);
+  const int64_t to_zero_point =
+      static_cast<const char*>(p.w.scales.zero_point) - static_cast<const char*>(p.w.scales.scale);
   {
     const int64_t wanted = first_row / 16 + warp_n * kTiles, tile = wanted < tiles_n ? wanted : tiles_n - 1;
-    scales = static_cast<const char*>(p.scale) + (tile * groups + first_group) * static_cast<int64_t>(reader.group()) +
-             reader.offset();
+    scales = static_cast<const char*>(p.w.scales.scale) +
+             (tile * groups + first_group) * static_cast<int64_t>(reader.group()) + reader.offset();
     if (wanted + 1 < tiles_n) to_tile = groups * reader.group();
   }
   uint32_t scale_words[kTiles][2], zero_words[kTiles][2] = {};
@@ -260,7 +261,7 @@ __global__ void __launch_bounds__(kAddThreads) sum_spans(const PackedMm p, int s
   const int columns = static_cast<int>(p.k), spans = (columns + span - 1) / span;
   const int lane = static_cast<int>(threadIdx.x % 8);
   for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
-    const char* const x = static_cast<const char*>(p.x) + row * p.x_stride * kBytes;
+    const char* const x = static_cast<const char*>(p.x.data) + row * p.x.stride * kBytes;
     for (int i = static_cast<int>(threadIdx.x) / 8; i < (spans + 3) / 4 * 4; i += kAddThreads / 8) {  // whole warps
       const int first = (i < spans ? i : spans - 1) * span, last = span < columns - first ? first + span : columns;
       float sum = 0;
@@ -283,9 +284,9 @@ void run_as(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, C
                   .token_blocks = static_cast<uint32_t>(token_blocks(plan, p.m)),
                   .span = span,
                   .spans_of_group = p.group >= p.k ? ~0u : static_cast<uint32_t>(p.group / span),
-                  .x_sum = p.zero_point ? x_sum : nullptr,
+                  .x_sum = p.w.scales.zero_point ? x_sum : nullptr,
                   .partial = partial};
-  if (p.zero_point) launch(sum_spans<X>, {dim3(grid_for(p.m, 1)), kAddThreads, 0, stream, 0}, p, span, x_sum);
+  if (p.w.scales.zero_point) launch(sum_spans<X>, {dim3(grid_for(p.m, 1)), kAddThreads, 0, stream, 0}, p, span, x_sum);
   const dim3 grid(args.row_blocks * args.token_blocks, static_cast<unsigned>(plan.split));
   const int64_t shared = shared_bytes(plan.tokens, x_bytes(X{}), Format::kBits);
   launch(plan.tokens == 64 ? multiply<X, Format, 64> : multiply<X, Format, 128>, {grid, kThreads, shared, stream, 0},
@@ -296,12 +297,13 @@ void run_as(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, C
 template <class Format>
 void run_sm80(const NibbleWide& call, CudaStream stream) {
   const PackedMm& p = call.mm;
-  const int planes = p.x_dtype == Dtype::f32 ? kPlanes : 1, slabs = call.plan.split * planes;
+  const int planes = p.x.dtype == Dtype::f32 ? kPlanes : 1, slabs = call.plan.split * planes;
   const bool copies = needs_copy(p);
-  const Workspace at = workspace_of(call.plan, {p.m, p.n, p.k, p.group, Format::kBits}, planes, copies, p.zero_point);
+  const Workspace at =
+      workspace_of(call.plan, {p.m, p.n, p.k, p.group, Format::kBits}, planes, copies, p.w.scales.zero_point);
   const PackedMm mm = copies ? copied(p, call.workspace + at.copy, copy_pitch(p.k), stream) : p;
   float* const partial = slabs > 1 ? call.workspace : nullptr;
-  if (mm.x_dtype == Dtype::f16)
+  if (mm.x.dtype == Dtype::f16)
     run_as<ptx::F16, Format>(mm, call.plan, partial, call.workspace + at.x_sum, stream);
   else
     run_as<ptx::Bf16, Format>(mm, call.plan, partial, call.workspace + at.x_sum, stream);
@@ -312,7 +314,8 @@ void run_sm80(const NibbleWide& call, CudaStream stream) {
 template <class Format>
 void run_int8_sm80(const NibbleWide& call, CudaStream stream) {
   const PackedMm& p = call.mm;
-  const Workspace at = workspace_of(call.plan, {p.m, p.n, p.k, p.group, Format::kBits, 1}, 1, false, p.zero_point);
+  const Workspace at =
+      workspace_of(call.plan, {p.m, p.n, p.k, p.group, Format::kBits, 1}, 1, false, p.w.scales.zero_point);
   float* const partial = call.plan.split > 1 ? call.workspace : nullptr;
   run_as<ptx::S8, Format>(p, call.plan, partial, call.workspace + at.x_sum, stream);
   if (partial) add(p, partial, call.plan.split, stream);

@@ -41,9 +41,9 @@ class ScaleReader {
 
 // What out holds at (m, n), before it is rounded, of a whole sum of x * w.
 __device__ inline float finished(const PackedMm& p, int64_t m, int64_t n, float value) {
-  if (p.x_asymmetric) value = __fmaf_rn(-p.x_zero[m], p.w_sum[n], value);
-  if (p.x_scale) value *= p.x_scale[m * p.x_scale_stride];
-  if (p.bias) value += load_float(p.bias, p.bias_dtype, n);
+  if (p.out.row_zero) value = __fmaf_rn(-p.out.row_zero[m], p.w.sum[n], value);
+  if (p.out.row_scale) value *= p.out.row_scale[m * p.out.row_scale_stride];
+  if (p.out.bias) value += load_float(p.out.bias, p.out.bias_dtype, n);
   return value;
 }
 
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kAddThreads) add_slabs(const PackedMm p, const
   for (int64_t i = first_item(); i < p.m * p.n; i += item_stride()) {
     float value = slabs[i];
     for (int slab = 1; slab < count; ++slab) value += slabs[slab * p.m * p.n + i];
-    store_float(p.out, p.out_dtype, i, finished(p, i / p.n, i % p.n, value));
+    store_float(p.out.data, p.out.dtype, i, finished(p, i / p.n, i % p.n, value));
   }
 }
 
@@ -62,13 +62,13 @@ __global__ void __launch_bounds__(kAddThreads) add_slabs(const PackedMm p, const
 // of its 24 bits each, cut off rather than rounded.
 __global__ void __launch_bounds__(kAddThreads) copy_rows(const PackedMm p, uint16_t* planes, int64_t pitch) {
   for (int64_t to = first_item(); to < p.m * pitch; to += item_stride()) {
-    const int64_t from = to / pitch * p.x_stride + to % pitch;
+    const int64_t from = to / pitch * p.x.stride + to % pitch;
     const bool real = to % pitch < p.k;
-    if (p.x_dtype != Dtype::f32) {
-      planes[to] = real ? static_cast<const uint16_t*>(p.x)[from] : uint16_t{0};
+    if (p.x.dtype != Dtype::f32) {
+      planes[to] = real ? static_cast<const uint16_t*>(p.x.data)[from] : uint16_t{0};
       continue;
     }
-    float left = real ? static_cast<const float*>(p.x)[from] : 0;
+    float left = real ? static_cast<const float*>(p.x.data)[from] : 0;
     for (int plane = 0; plane < kPlanes; ++plane) {
       const uint32_t bits = float_to_bits(left);
       planes[plane * p.m * pitch + to] =
@@ -111,10 +111,10 @@ void launch(void (*kernel)(Parameters...), const Launch& how, Arguments... argum
 // p on a copy of x at `to`, as copy_rows makes it: with planes as rows of their own.
 inline PackedMm copied(const PackedMm& p, float* to, int64_t pitch, CudaStream stream) {
   PackedMm mm = p;
-  mm.x = to;
-  mm.x_stride = pitch;
-  if (p.x_dtype == Dtype::f32) {
-    mm.x_dtype = Dtype::bf16;
+  mm.x.data = to;
+  mm.x.stride = pitch;
+  if (p.x.dtype == Dtype::f32) {
+    mm.x.dtype = Dtype::bf16;
     mm.m = kPlanes * p.m;
   }
   launch(copy_rows, {dim3(grid_for(p.m * p.k, kAddThreads)), kAddThreads, 0, stream, 0}, p,

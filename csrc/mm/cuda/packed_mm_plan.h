@@ -50,8 +50,8 @@ constexpr int kPlanes = 3;  // of bf16, whose sum is an fp32 x; their products w
 
 // Whether 16-bit rows of x have to be copied: to whole, aligned sixteen bytes that do not overlap, or from fp32.
 inline bool needs_copy(const PackedMm& p) {
-  return p.x_dtype == Dtype::f32 || p.k % 8 || p.x_stride % 8 || p.x_stride < p.k ||
-         reinterpret_cast<uintptr_t>(p.x) % 16;
+  return p.x.dtype == Dtype::f32 || p.k % 8 || p.x.stride % 8 || p.x.stride < p.k ||
+         reinterpret_cast<uintptr_t>(p.x.data) % 16;
 }
 
 }  // namespace aoq

@@ -12,14 +12,14 @@ __device__ void copy_x(const PackedMm& p, int64_t first_token, int tokens, int64
                        int64_t pitch) {
   constexpr int kStep = 16 / kBytes;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const char* const x = static_cast<const char*>(p.x) + first_token * p.x_stride * kBytes;
-  const bool aligned = p.x_stride * kBytes % 16 == 0 && reinterpret_cast<uintptr_t>(p.x) % 16 == 0;
+  const char* const x = static_cast<const char*>(p.x.data) + first_token * p.x.stride * kBytes;
+  const bool aligned = p.x.stride * kBytes % 16 == 0 && reinterpret_cast<uintptr_t>(p.x.data) % 16 == 0;
   const bool by_warp = tokens >= kWarps;
   for (int token = by_warp ? warp : 0; token < tokens; token += by_warp ? kWarps : 1)
     for (int64_t k = first + kStep * (by_warp ? lane : static_cast<int>(threadIdx.x)); k < last;
          k += kStep * (by_warp ? 32 : kThreads)) {
       char* const to = shared + token * pitch + kBytes * (k - first);
-      const char* const from = x + kBytes * (token * p.x_stride + k);
+      const char* const from = x + kBytes * (token * p.x.stride + k);
       const int64_t left = p.k - k < 0 ? 0 : p.k - k < kStep ? p.k - k : kStep;
       if (kBytes == 1 || aligned)  // bytes beyond k, among sixteen that are out of order, are 0
         ptx::copy_async(to, left ? from : x, static_cast<int>(kBytes == 1 && left ? 16 : kBytes * left));
@@ -72,12 +72,12 @@ __device__ void add_up(const PackedMm& p, const Plan& plan, float* partial,
         else
           value += *from;
       }
-    if constexpr (kScaled) value *= load_float(p.scale, p.scale_dtype, row);
+    if constexpr (kScaled) value *= load_float(p.w.scales.scale, p.w.scales.dtype, row);
     if (partial) {
       const int64_t slab = kCluster ? 0 : rank;
       partial[(slab * p.m + m) * p.n + row] = value;
     } else {
-      store_float(p.out, p.out_dtype, m * p.n + row, finished(p, m, row, value));
+      store_float(p.out.data, p.out.dtype, m * p.n + row, finished(p, m, row, value));
     }
   }
   if constexpr (kCluster) ptx::cluster_barrier();  // no block ends while another reads its sums

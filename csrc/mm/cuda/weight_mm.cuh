@@ -93,12 +93,12 @@ void with_types(const PackedMm& p, Run run) {
   auto with_format = [&](auto x) {
     if constexpr (!kFp8)
       run(x, Int8{});
-    else if (p.w_e5m2)
+    else if (p.w.e5m2)
       run(x, Fp8E5m2{});
     else
       run(x, Fp8E4m3{});
   };
-  p.x_dtype == Dtype::f16 ? with_format(ptx::F16{}) : with_format(ptx::Bf16{});
+  p.x.dtype == Dtype::f16 ? with_format(ptx::F16{}) : with_format(ptx::Bf16{});
 }
 
 }  // namespace

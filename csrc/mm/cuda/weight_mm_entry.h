@@ -26,9 +26,9 @@ Tensor weight_mm(const char* op, const CudaKernel<WeightMmSkinnyKernel> (&few)[S
   };
   auto run = [&](PackedMm args) {
     check_cuda_sizes(args, op);
-    check_aligned(args.packed, 16, op, "packed");
-    args.w_e5m2 = codes == Codes::e5m2;
-    const bool f32 = args.x_dtype == Dtype::f32, copies = needs_copy(args);
+    check_aligned(args.w.stream, 16, op, "packed");
+    args.w.e5m2 = codes == Codes::e5m2;
+    const bool f32 = args.x.dtype == Dtype::f32, copies = needs_copy(args);
     const int planes = f32 ? kPlanes : 1;
     const Shape shape{args.m, args.n, args.k, args.k, 8}, of_planes{planes * args.m, args.n, args.k, args.k, 8};
     const Device model = device_of(t.x, device.capability, op);

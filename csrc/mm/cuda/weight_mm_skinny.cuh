@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
 #pragma unroll
   for (int r = 0; r < kTiles; ++r) {
     const int64_t tile = row_tile + r < tiles_n ? row_tile + r : tiles_n - 1;  // beyond n: read, never stored
-    rows[r] = p.packed + (16 * tile + lane / 4) * pitch + 16 * (lane % 4);
+    rows[r] = p.w.stream + (16 * tile + lane / 4) * pitch + 16 * (lane % 4);
   }
   ptx::U32x4 weights[kAhead][kTiles][2];
   auto load = [&](int stage, int step) {
@@ -120,7 +120,7 @@ void run(const Args& args, CudaStream stream) {
 template <bool kFp8>
 void run(const WeightMmSkinny& call, CudaStream stream) {
   const PackedMm& p = call.mm;
-  const bool f32 = p.x_dtype == Dtype::f32;
+  const bool f32 = p.x.dtype == Dtype::f32;
   const int slabs = slabs_of(call.plan, false, f32);
   Args args{p, call.plan, slabs > 1 ? call.workspace : nullptr};
   if (f32) args.p = copied(p, call.workspace + ceil_div(slabs * p.m * p.n, 4) * 4, p.k, stream);

@@ -48,21 +48,21 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   // ---- copies of a stage, `k` its first column: what lies beyond m and k is 0, rows beyond n are some row's
   const int sixteen = static_cast<int>(threadIdx.x % 8), x_row = static_cast<int>(threadIdx.x / 8);
   const int x_left = 2 * columns - 16 * sixteen, x_to = x_row * kXBytes + 16 * (sixteen ^ x_row % 2);
-  const char* const x = static_cast<const char*>(p.x) + 2 * (first_token + x_row) * p.x_stride + 16 * sixteen;
+  const char* const x = static_cast<const char*>(p.x.data) + 2 * (first_token + x_row) * p.x.stride + 16 * sixteen;
   const int quarter = static_cast<int>(threadIdx.x % 4), w_row = static_cast<int>(threadIdx.x / 4);
   const int w_left = static_cast<int>(pitch) - 16 * quarter, w_to = kWeights + w_row * kWeightBytes + 16 * quarter;
   const uint8_t* w[2];  // of two rows
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int64_t row = first_row + w_row + 64 * i;
-    w[i] = p.packed + (row < rows ? row : rows - 1) * pitch + 16 * quarter;
+    w[i] = p.w.stream + (row < rows ? row : rows - 1) * pitch + 16 * quarter;
   }
   auto copy = [&](char* stage, int k) {
     const int left = x_left - 2 * k, bytes = left <= 0 ? 0 : left < 16 ? left : 16;
 #pragma unroll
     for (int i = 0; i < kTokens / 32; ++i) {
       const bool real = x_row + 32 * i < tokens && bytes;
-      ptx::copy_async(stage + x_to + 32 * i * kXBytes, real ? x + 2 * (32 * i * p.x_stride + k) : p.x,
+      ptx::copy_async(stage + x_to + 32 * i * kXBytes, real ? x + 2 * (32 * i * p.x.stride + k) : p.x.data,
                       real ? bytes : 0);
     }
 #pragma unroll
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first_row + (warp_n * kTiles + r) * 16 + lane / 4 + 8 * half;
-      const float scale = row < rows ? load_float(p.scale, p.scale_dtype, row) : 0;
+      const float scale = row < rows ? load_float(p.w.scales.scale, p.w.scales.dtype, row) : 0;
 #pragma unroll
       for (int j = 0; j < kEights; ++j)
 #pragma unroll
@@ -123,7 +123,7 @@ template <bool kFp8>
 void run(const WeightMmWide& call, CudaStream stream) {
   const PackedMm& p = call.mm;
   const Plan& plan = call.plan;
-  const int planes = p.x_dtype == Dtype::f32 ? kPlanes : 1, slabs = plan.split * planes;
+  const int planes = p.x.dtype == Dtype::f32 ? kPlanes : 1, slabs = plan.split * planes;
   const bool copies = needs_copy(p);
   const Workspace at = workspace_of(plan, {p.m, p.n, p.k, p.k, 8}, planes, copies, false);
   const PackedMm mm = copies ? copied(p, call.workspace + at.copy, copy_pitch(p.k), stream) : p;

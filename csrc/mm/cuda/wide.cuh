@@ -41,7 +41,7 @@ __device__ void store_sums(const PackedMm& p, float* partial, const float (&tota
   __syncthreads();
   const int64_t n = first_row + 4 * lane;
   const bool whole =
-      p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % 8 == 0 && (partial || p.out_dtype != Dtype::f32);
+      p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.out.data) % 8 == 0 && (partial || p.out.dtype != Dtype::f32);
   for (int token = warp; token < tokens; token += kWarps) {
     const int64_t m = first_token + token;
     float value[4];
@@ -59,11 +59,11 @@ __device__ void store_sums(const PackedMm& p, float* partial, const float (&tota
     for (int i = 0; i < 4; ++i)
       if (n + i < p.n) value[i] = finished(p, m, n + i, value[i]);
     if (whole && n < p.n) {
-      *reinterpret_cast<FourHalves*>(static_cast<uint16_t*>(p.out) + m * p.n + n) = halves(value, p.out_dtype);
+      *reinterpret_cast<FourHalves*>(static_cast<uint16_t*>(p.out.data) + m * p.n + n) = halves(value, p.out.dtype);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (n + i < p.n) store_float(p.out, p.out_dtype, m * p.n + n + i, value[i]);
+        if (n + i < p.n) store_float(p.out.data, p.out.dtype, m * p.n + n + i, value[i]);
     }
   }
 }

@@ -29,18 +29,18 @@ Tensor fp8_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const 
     const XCodes& to = codes.x;
     const Scratch<float> x_scale(to.per_tensor ? 1 : args.m);
     if (to.per_tensor) select(kQuantizers)(quantize_x(args, to, nullptr, x_scale.get(), nullptr));
-    const Fp8Rows rows{args.x,
-                       args.x_dtype,
-                       args.x_stride,
+    const Fp8Rows rows{args.x.data,
+                       args.x.dtype,
+                       args.x.stride,
                        to.codes == Codes::e5m2,
                        to.lb,
                        to.ub,
                        to.per_tensor ? x_scale.get() : nullptr,
                        x_scale.get()};
-    args.x_fp8 = &rows;
-    args.x_dtype = Dtype::bf16;
-    args.x_scale = x_scale.get();
-    args.x_scale_stride = to.per_tensor ? 0 : 1;
+    args.x.fp8 = &rows;
+    args.x.dtype = Dtype::bf16;
+    args.out.row_scale = x_scale.get();
+    args.out.row_scale_stride = to.per_tensor ? 0 : 1;
     run();
   };
   return mm("fp8_mm", codes.w == Codes::e5m2 ? FormatId::fp8_e5m2 : FormatId::fp8_e4m3, XAs::given,

@@ -6,26 +6,6 @@
 //   out[m, n] += sum over groups g of (sum of x[m, k] over g) * (8 - zero_point[n, g]) * scale[n, g].
 // For many rows of x, the kernel for AVX512_BF16 scales weights as it decodes them and rounds each once, to bf16; the
 // fp32 kernels do the same in fp32.
-#include <torch/csrc/stable/library.h>
+#include "mm/mm_op.h"
 
-#include "mm/mm.h"
-
-namespace aoq {
-namespace {
-
-const bool kRegistered = register_mm_op("int4_mm", FormatId::int4, XAs::given);
-
-Tensor int4_mm(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& zero_point,
-               const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
-  return mm("int4_mm", FormatId::int4, XAs::given, {x, packed, scale, zero_point, {}, bias}, n, group_size, config);
-}
-
-}  // namespace
-}  // namespace aoq
-
-STABLE_TORCH_LIBRARY_FRAGMENT(aoq, m) {
-  m.def(
-      "int4_mm(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, int n, int group_size, "
-      "int config=-1) -> Tensor");
-}
-STABLE_TORCH_LIBRARY_IMPL(aoq, CPU, m) { m.impl("int4_mm", TORCH_BOX(&aoq::int4_mm)); }
+AOQ_MM_OP(int4_mm, int4, Int4, given)

@@ -1,24 +1,3 @@
-#include <torch/csrc/stable/library.h>
-
-#include "formats/int4.h"
 #include "mm/cuda/nibble_mm_entry.h"
 
-namespace aoq {
-
-AOQ_NIBBLE_KERNELS(int8_int4_mm)
-
-namespace {
-
-const bool kRegistered = register_nibble_mm("int8_int4_mm", int8_int4_mm_kernels);
-
-Tensor int8_int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale,
-                         const std::optional<Tensor>& zero_point, const std::optional<Tensor>& w_sum,
-                         const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
-  return nibble_mm({"int8_int4_mm", int8_int4_mm_kernels, Int4::kBits, true},
-                   {x, packed, scale, zero_point, w_sum, bias}, n, group_size, config);
-}
-
-}  // namespace
-}  // namespace aoq
-
-STABLE_TORCH_LIBRARY_IMPL(aoq, CUDA, m) { m.impl("int8_int4_mm", TORCH_BOX(&aoq::int8_int4_mm_cuda)); }
+AOQ_NIBBLE_MM_OP(int8_int4_mm, Int4, true)

@@ -22,6 +22,8 @@ from .models import SHAPES
 def chosen(entries: Sequence[Entry], ops: Sequence[str], names: Sequence[str]) -> list[Entry]:
     """Contenders of `ops`, and those whose names have one of `names` in them; with bf16, which all are compared with.
 
+    Without `ops` those of every op that a peer has, and what is named in full: of integers there are many widths.
+
     Raises ValueError for an op that aoq does not have, and a name that no contender has.
     """
     for op in set(ops) - set(OPS):
@@ -31,9 +33,12 @@ def chosen(entries: Sequence[Entry], ops: Sequence[str], names: Sequence[str]) -
             known = ", ".join(entry.name for entry in entries)
             raise ValueError(f"--only: expected part of one of {known}, got {name}")
 
+    among = ops or {entry.cls.op for entry in entries if not entry.ours}
+
     def wanted(entry: Entry) -> bool:
         named = not names or any(name.lower() in entry.name.lower() for name in names)
-        return entry.cls.op == BASELINE or (named and (not ops or entry.cls.op in ops))
+        in_full = not ops and entry.name.lower() in map(str.lower, names)
+        return entry.cls.op == BASELINE or in_full or (named and entry.cls.op in among)
 
     return [entry for entry in entries if wanted(entry)]
 

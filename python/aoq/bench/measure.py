@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,14 @@ SCHEMA = 1
 BASELINE = "bf16"  # the op of what everything is compared with
 WAYS = {way.op: way for way in ways()}
 OPS = tuple(WAYS)  # that contenders compete in
+# Bytes that a quantizer of rows moves a value, bf16 in and a byte out; "fp8 tensor" reads x twice.
+QUANTIZERS = {
+    "int8_quantize": 3,
+    "fp8_quantize": 3,
+    "fp8_quantize tensor": 5,
+    "rmsnorm_quantize": 7,
+    "silu_mul_quantize": 5,
+}
 START_SECONDS, PREPARE_SECONDS, TURN_SECONDS = 180.0, 300.0, 60.0  # then it hangs
 
 
@@ -35,10 +43,12 @@ class Entry:
     cls: type[Contender]
     python: str
     isa: str | None = None  # AOQ_ISA
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of ours, on a GPU: `config`, `pdl`
 
     @property
     def name(self) -> str:
-        return self.cls.name + (f", {self.isa} only" if self.isa else "")
+        options = "".join(f", {name} {value}" for name, value in self.options.items())
+        return self.cls.name + (f", {self.isa} only" if self.isa else "") + options
 
     @property
     def ours(self) -> bool:
@@ -86,7 +96,8 @@ class Report:
 
     contenders: name, op, package, ours, and either version or status and why.
     cases: n, k, group_size, m, limits (by round: bandwidth in bytes/s, peaks in operations/s), results: for each
-        contender status; wrongness; seconds, calls and quiet calls by round, null for a round without.
+        contender status; wrongness; seconds, calls and quiet calls by round, null for a round without. On a GPU also
+        op and regime, and n is 0 where rows are quantized.
     models: see models.py.
     """
 
@@ -167,7 +178,8 @@ class Measurement(Session):
 
     def __init__(self, settings: Settings, entries: Sequence[Entry], progress: Progress = lambda *_: None) -> None:
         report = Report(machine.describe(settings.threads), dataclasses.asdict(settings))
-        super().__init__(report, [entry for entry in entries if entry.cls.matmuls], progress)
+        can = [entry for entry in entries if "cpu" in entry.cls.matmuls]
+        super().__init__(report, can, progress)
         self.settings = settings
 
     def measure(self) -> None:

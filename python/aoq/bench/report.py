@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .measure import BASELINE, OPS, WAYS
+from aoq.tensors.formats import Way
+
+from .measure import BASELINE, OPS, QUANTIZERS, WAYS
 
 Json = dict[str, Any]
 
-# What an op multiplies, and so which instructions bound it: integers may also be multiplied as floats.
 FLOATS = ("bf16", "f32")
-KINDS = {BASELINE: FLOATS} | {
-    op: (*(("int4",) if way.format.bits <= 4 else ()), "int8", *FLOATS) if way.x == "int8" else FLOATS
-    for op, way in WAYS.items()
-}
+
+
+def way(op: str) -> Way:
+    """Of "fp8_mm tensor" fp8_mm's: with x that has one scale for all rows."""
+    return WAYS[op.partition(" ")[0]]
+
+
+def kinds(op: str) -> tuple[str, ...]:
+    """What an op multiplies, and so which instructions bound it: codes may also be multiplied as floats."""
+    if op == BASELINE or way(op).x == "given":
+        return FLOATS
+    nibbles = way(op).x == "int8" and way(op).format.bits <= 4  # there is more to multiply them with
+    return (*(("int4",) if nibbles else ()), way(op).x, *FLOATS)
 
 
 @dataclass(frozen=True)
@@ -52,16 +63,20 @@ def flops(case: Json) -> float:
 def least_bytes(op: str, case: Json) -> float:
     """What any implementation of the op reads and writes: the weight in its format, bf16 x and out."""
     m, n, k = (int(case[name]) for name in ("m", "n", "k"))
+    if op in QUANTIZERS:
+        return float(QUANTIZERS[op] * m * k)
     bits, scales = 16, 0
     if op != BASELINE:
-        bits = WAYS[op].format.bits
+        bits = way(op).format.bits
         scales = n * -(-k // case["group_size"]) if bits < 8 else n  # those of eight bits have one a row
     return float(n * k * bits / 8 + 2 * scales + 2 * m * (n + k))
 
 
 def peak(op: str, limits: Json, instructions: dict[str, str]) -> float:
-    """Operations a second of the best instruction for the op, in one round."""
-    return max(float(limits["peaks"][name]) for name, kind in instructions.items() if kind in KINDS[op])
+    """Operations a second of the best instruction for the op, in one round; no bound where nothing is multiplied."""
+    if op in QUANTIZERS:
+        return math.inf
+    return max(float(limits["peaks"][name]) for name, kind in instructions.items() if kind in kinds(op))
 
 
 def limit(report: Json, op: str, case: Json) -> list[float]:
@@ -101,7 +116,11 @@ def figures(report: Json, case: Json) -> dict[str, Figures]:
         if name not in measured:
             continue
         op = about[name]["op"]
-        peers = [other for other in measured if about[other]["op"] == op and not about[other]["ours"] and other != name]
+        peers = [
+            other
+            for other in measured
+            if about[other]["op"] == op and not about[other]["ours"] and not is_part(about[other]) and other != name
+        ]
         peer = min(peers, key=lambda other: measured[other].median, default=None)
         found[name] = Figures(
             measured[name],
@@ -112,6 +131,11 @@ def figures(report: Json, case: Json) -> dict[str, Figures]:
             2 * sum(count == 0 for count in result["quiet"]) > len(result["quiet"]),
         )
     return found
+
+
+def is_part(contender: Json) -> bool:
+    """Whether it does a part of its op, so that it does not compete."""
+    return bool(contender.get("part"))
 
 
 def milliseconds(seconds: float) -> str:
@@ -135,22 +159,41 @@ def by_op(report: Json, op: str) -> list[str]:
 
 
 def ops(report: Json) -> list[str]:
-    return [op for op in OPS if by_op(report, op)]
+    """Those that have contenders, matmuls first."""
+    found = dict.fromkeys(contender["op"] for contender in report["contenders"])
+    matmuls = [op for op in OPS for op in (op, f"{op} tensor") if op in found]
+    return [*matmuls, *(op for op in QUANTIZERS if op in found)]
+
+
+def cases_of(report: Json, op: str, n: int, k: int) -> Iterator[tuple[str, list[Json]]]:
+    """An op's cases of a shape by regime, one that has no name where a machine has one."""
+    cases = [case for case in report["cases"] if (case["n"], case["k"]) == (n, k) and case.get("op", op) == op]
+    for regime in dict.fromkeys(case.get("regime", "") for case in cases):
+        yield regime, [case for case in cases if case.get("regime", "") == regime]
+
+
+def shape_text(op: str, n: int, k: int, group_size: int) -> str:
+    """A shape as titles have it."""
+    if op in QUANTIZERS:
+        return f"rows of {k}"
+    return f"{n}x{k}" + (f", group {group_size}" if op != BASELINE and way(op).format.bits < 8 else "")
 
 
 def tables(report: Json) -> Iterator[Table]:
     """For each shape and op, every contender's time by m, and aoq's beside the best peer's, bf16's and the limit."""
-    for n, k, group_size in shapes(report):
-        cases = [case for case in report["cases"] if (case["n"], case["k"]) == (n, k)]
-        for op in ops(report):
+    about = {contender["name"]: contender for contender in report["contenders"]}
+    every = [(shape, op) for shape in shapes(report) for op in ops(report) if (shape[0] == 0) == (op in QUANTIZERS)]
+    for (n, k, group_size), op in every:
+        for regime, cases in cases_of(report, op, n, k):
             names = [*by_op(report, op), *by_op(report, BASELINE)]
             tried = {r["contender"] for case in cases for r in case["results"] if r["status"] != "unsupported"}
             names = [name for name in names if name in tried]
-            groups = f", group {group_size}" if op != BASELINE and WAYS[op].format.bits < 8 else ""
-            table = Table(title=f"{op} {n}x{k}{groups}, ms", title_justify="left", box=SIMPLE_HEAD)
+            title = ", ".join(filter(None, (f"{op} {shape_text(op, n, k, group_size)}", regime, "ms")))
+            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
             table.add_column("m", justify="right")
             for name in names:
-                table.add_column(name.replace(" ", "\n", 1), justify="right")
+                style = "italic" if is_part(about[name]) else ""
+                table.add_column(Text(name.replace(" ", "\n", 1), style), justify="right")
             for heading in ("limit", "of limit", "against\nbest peer", "best peer", "against\nbf16"):
                 table.add_column(heading, justify="left" if heading == "best peer" else "right")
             for case in cases:
@@ -161,7 +204,8 @@ def tables(report: Json) -> Iterator[Table]:
 def _row(report: Json, case: Json, op: str, names: Sequence[str]) -> list[str | Text]:
     found = figures(report, case)
     results = {result["contender"]: result for result in case["results"]}
-    fastest = min(found, key=lambda name: found[name].seconds.median, default="")
+    parts = {contender["name"] for contender in report["contenders"] if is_part(contender)}
+    fastest = min(found.keys() - parts, key=lambda name: found[name].seconds.median, default="")
     cells: list[str | Text] = [str(case["m"])]
     for name in names:
         if name in found:
@@ -179,7 +223,7 @@ def _row(report: Json, case: Json, op: str, names: Sequence[str]) -> list[str | 
 
 
 def _is(contender: Json, op: str) -> bool:
-    return bool(contender["ours"] and contender["op"] == op)
+    return bool(contender["ours"] and contender["op"] == op and not is_part(contender))
 
 
 def model_tables(report: Json) -> Iterator[Table]:
@@ -245,7 +289,9 @@ def problems(report: Json) -> Iterator[str]:
         for result in case["results"]:
             if result["status"] != "ok" and result["contender"] not in seen:
                 where = troubles.setdefault((result["contender"], result["status"], result["why"]), {})
-                where.setdefault(f"{case['n']}x{case['k']}", []).append(str(case["m"]))
+                shape = f"{case['n']}x{case['k']}" if case["n"] else f"rows of {case['k']}"
+                ms = where.setdefault(shape, [])
+                ms += [str(case["m"])] if str(case["m"]) not in ms else []
     for model in report["models"]:
         for result in model["results"]:
             if result["status"] != "ok" and result["contender"] not in seen:

@@ -7,8 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from .measure import BASELINE
-from .report import KINDS, by_op, figures, flops, least_bytes, machine_line, ops, shapes
+from .measure import BASELINE, QUANTIZERS
+from .report import by_op, cases_of, figures, flops, kinds, least_bytes, machine_line, ops, shapes
 
 Json = dict[str, Any]
 
@@ -26,11 +26,14 @@ def roofline(report: Json, n: int, k: int) -> Any:
     """
     from matplotlib.figure import Figure
 
-    cases = [case for case in report["cases"] if (case["n"], case["k"]) == (n, k) and case["limits"]]
-    panels = ops(report)
+    panels = {}
+    for op in ops(report):
+        for regime, cases in cases_of(report, op, n, k) if op not in QUANTIZERS else ():
+            if regime in ("", "steady"):
+                panels[op] = [case for case in cases if case["limits"]]
     figure = Figure(figsize=(6 * len(panels), 6.8), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, op in zip(axes, panels, strict=True):
+    for axis, (op, cases) in zip(axes, panels.items(), strict=True):
         _panel(axis, report, cases, op)
     axes[0].set_ylabel("G operations/s (a multiplication and an addition are two)")
     (group_size,) = {group_size for *shape, group_size in shapes(report) if shape == [n, k]}
@@ -91,7 +94,7 @@ def _roof(axis: Any, report: Json, cases: list[Json], op: str, span: tuple[float
     left, right = span
     limits = [limits for case in cases for limits in case["limits"]]
     bandwidth = statistics.median(limit["bandwidth"] for limit in limits) / 1e9
-    names = [name for name, kind in report["instructions"].items() if kind in KINDS[op]]
+    names = [name for name, kind in report["instructions"].items() if kind in kinds(op)]
     names = [name for name in names if name != "plain C++"] or names
     ceilings = {name: statistics.median(limit["peaks"][name] for limit in limits) / 1e9 for name in names}
     top = max(ceilings.values())
@@ -122,7 +125,7 @@ def _roof(axis: Any, report: Json, cases: list[Json], op: str, span: tuple[float
 def save(report: Json, file: Path) -> list[Path]:
     """Writes `file`, or for several shapes `file` with each shape in its name; returns what was written."""
     written = []
-    found = [(n, k) for n, k, _ in shapes(report)]
+    found = [(n, k) for n, k, _ in shapes(report) if n]
     for n, k in found:
         path = file if len(found) == 1 else file.with_name(f"{file.stem}-{n}x{k}{file.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)

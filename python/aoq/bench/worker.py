@@ -22,6 +22,7 @@ import torch
 
 from .contender import Problem, cold_copies, some_of, wrongness
 from .contenders import contenders_in
+from .device_stand import DeviceStand
 from .probe import Gate, Probe
 
 Answer = dict[str, Any]
@@ -73,10 +74,9 @@ class Stand:
     def prepare(self, n: int, k: int, group_size: int) -> Answer:
         self.weights: list[Any] = []
         self.problem = Problem(n, k, group_size)
-        weight, exact = self.contender.weight(self.problem)
+        weight = self.contender.weight(self.problem)
         self.columns = some_of(n, 1024)
-        self.exact = exact[self.columns].clone()
-        del exact
+        self.exact = self.contender.exact(self.problem, weight, self.columns)
         self.problem.forget()
         nbytes = self.contender.nbytes(weight)
         copies = cold_copies(nbytes, self.cold_bytes)
@@ -128,7 +128,7 @@ class ModelStand:
 
     def __init__(self, threads: int, file: str, contender: str, device: str = "cpu") -> None:
         torch.set_num_threads(threads)
-        self.contender = contenders_in(Path(file))[contender](threads)
+        self.contender = contenders_in(Path(file))[contender](threads, device)
         self.device = torch.device(device)
         self.caches: dict[int, Any] = {}
         self.keeps_caches = device == "cuda"  # their addresses are in its graphs
@@ -251,7 +251,7 @@ def _peak_memory() -> int:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) * 1024
 
 
-SERVERS: dict[str, Callable[..., Any]] = {"limits": Limits, "stand": Stand, "model": ModelStand}
+SERVERS: dict[str, Callable[..., Any]] = {"limits": Limits, "stand": Stand, "device": DeviceStand, "model": ModelStand}
 
 
 def main(server: str, arguments: str) -> None:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-_MATMULS = ("fp8_mm", "fp8_weight_mm", "int4_mm", "int8_int4_mm", "int8_mm", "int8_weight_mm")
 _KEYS = (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA)
 _OFF = torch._C.DispatchKeySet(_KEYS[0]) | torch._C.DispatchKeySet(_KEYS[1])
 
 _library = torch.library.Library("aoq", "IMPL")  # the rules last as long as this does
 
 
-def _add_rule(op: OpOverload) -> None:
+def add_rule(op: OpOverload) -> None:
+    """Gives a matmul its rule."""
+
     def cast_x(x: Tensor, *rest: Any, **options: Any) -> Tensor:
         if x.is_floating_point() and x.dtype is not torch.float64:  # which autocast leaves to F.linear too
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -28,7 +29,3 @@ def _add_rule(op: OpOverload) -> None:
 
     for key in _KEYS:
         _library.impl(op._schema.name.partition("::")[2], cast_x, key.name)
-
-
-for _name in _MATMULS:
-    _add_rule(getattr(torch.ops.aoq, _name).default)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from aoq.ops.checks import Checks
-from aoq.ops.fp8_quantize import fp8_quantize_reference
-from aoq.ops.fp8_weight_mm import fp8_dequantize_packed
-from aoq.ops.int8_pack import packed_dtype, packed_shape
-from aoq.ops.int8_unpack import int8_unpack_reference
-from aoq.ops.packed import check_config, mm_reference, packed_mm, packed_mm_fake
+from aoq.ops.mm_op import MmOp
 
-_op = torch.ops.aoq.fp8_mm.default
+_mm = MmOp("fp8_mm", None, "fp8")
 
 
 def fp8_mm(
@@ -51,36 +44,7 @@ def fp8_mm(
     Raises:
         ValueError, TypeError: an operand has a wrong shape, device or dtype; the text names it.
     """
-    sizes = (n, w_dtype, x_dtype, granularity, lb, ub)
-    return packed_mm(_op, _dequantize, x, (packed, scale), bias, *sizes)
-
-
-def _dequantize(packed: Tensor, scale: Tensor, n: int, w_dtype: torch.dtype, *x_options: Any) -> Tensor:
-    *_, k, dtype = x_options
-    return fp8_dequantize_packed(packed, scale, n, w_dtype, k, dtype)
-
-
-@torch.library.register_fake("aoq::fp8_mm")  # type: ignore[untyped-decorator]
-def _(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    n: int,
-    w_dtype: torch.dtype | None = None,
-    x_dtype: torch.dtype | None = None,
-    granularity: str = "row",
-    lb: float | None = None,
-    ub: float | None = None,
-    config: int = -1,
-) -> Tensor:
-    check = Checks("fp8_mm")
-    check_config(check, config, x)
-    check.fp8(w_dtype, "w_dtype")
-    check.granularity(granularity)
-    check.fp8(x_dtype, "x_dtype")
-    check.bounds(lb, ub)
-    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n)
+    return _mm(x, (packed, scale), bias, n, w_dtype, x_dtype, granularity, lb, ub)
 
 
 def fp8_mm_reference(
@@ -96,6 +60,4 @@ def fp8_mm_reference(
     ub: float | None = None,
 ) -> Tensor:
     """The reference for `fp8_mm` in PyTorch: fp64 products and sums."""
-    w = fp8_dequantize_packed(packed, scale, n, w_dtype, x.shape[-1], torch.float64, int8_unpack_reference)
-    codes, x_scale = fp8_quantize_reference(x, granularity, x_dtype, lb, ub)
-    return mm_reference(codes.double() * x_scale.double(), w, bias, x.dtype)
+    return _mm.reference(x, (packed, scale), bias, n, w_dtype, x_dtype, granularity, lb, ub)

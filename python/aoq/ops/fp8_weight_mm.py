@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from aoq.ops.checks import Checks
-from aoq.ops.fp8_quantize import fp8_dequantize
-from aoq.ops.int8_pack import packed_dtype, packed_shape
-from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
-from aoq.ops.packed import check_config, mm_reference, packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.mm_op import MmOp
 
-_op = torch.ops.aoq.fp8_weight_mm.default
+_mm = MmOp("fp8_weight_mm", None)
 
 
 def fp8_weight_mm(
@@ -42,36 +36,7 @@ def fp8_weight_mm(
     Raises:
         ValueError, TypeError: an operand has a wrong shape, device or dtype; the text names it.
     """
-    return packed_mm(_op, fp8_dequantize_packed, x, (packed, scale), bias, n, w_dtype)
-
-
-def fp8_dequantize_packed(
-    packed: Tensor,
-    scale: Tensor,
-    n: int,
-    w_dtype: torch.dtype,
-    k: int,
-    dtype: torch.dtype,
-    unpack: Callable[[Tensor, int, int], Tensor] = int8_unpack,
-) -> Tensor:
-    """The weight [n, k] that the op multiplies with, in `dtype`."""
-    return fp8_dequantize(unpack(packed, n, k).view(w_dtype), untile_scale(scale, n), dtype)
-
-
-@torch.library.register_fake("aoq::fp8_weight_mm")  # type: ignore[untyped-decorator]
-def _(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    n: int,
-    w_dtype: torch.dtype | None = None,
-    config: int = -1,
-) -> Tensor:
-    check = Checks("fp8_weight_mm")
-    check_config(check, config, x)
-    check.fp8(w_dtype, "w_dtype")
-    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n)
+    return _mm(x, (packed, scale), bias, n, w_dtype)
 
 
 def fp8_weight_mm_reference(
@@ -83,5 +48,4 @@ def fp8_weight_mm_reference(
     w_dtype: torch.dtype = torch.float8_e4m3fn,
 ) -> Tensor:
     """The reference for `fp8_weight_mm` in PyTorch: fp64 products and sums."""
-    w = fp8_dequantize_packed(packed, scale, n, w_dtype, x.shape[-1], torch.float64, int8_unpack_reference)
-    return mm_reference(x.double(), w, bias, x.dtype)
+    return _mm.reference(x, (packed, scale), bias, n, w_dtype)

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from aoq.ops.checks import Checks
-from aoq.ops.int4_mm import dequantize_packed
-from aoq.ops.int4_pack import packed_dtype, packed_shape
-from aoq.ops.int4_quantize import int4_dequantize
-from aoq.ops.int4_unpack import int4_unpack_reference
-from aoq.ops.int8_mm import linear_reference
-from aoq.ops.packed import check_config, packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.mm_op import MmOp
 
-_op = torch.ops.aoq.int8_int4_mm.default
+_mm = MmOp("int8_int4_mm", "int4", "int8")
 
 
 def int8_int4_mm(
@@ -52,30 +43,7 @@ def int8_int4_mm(
     Raises:
         ValueError, TypeError: an operand has a wrong shape, device or dtype; the text names it.
     """
-    return packed_mm(_op, _dequantize, x, (packed, scale, zero_point, w_sum), bias, n, group_size)
-
-
-def _dequantize(
-    packed: Tensor, scale: Tensor, zero_point: Tensor | None, w_sum: Tensor | None, *shape_and_dtype: Any
-) -> Tensor:
-    return dequantize_packed(packed, scale, zero_point, *shape_and_dtype)
-
-
-@torch.library.register_fake("aoq::int8_int4_mm")  # type: ignore[untyped-decorator]
-def _(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    w_sum: Tensor | None,
-    bias: Tensor | None,
-    n: int,
-    group_size: int,
-    config: int = -1,
-) -> Tensor:
-    check = Checks("int8_int4_mm")
-    check_config(check, config, x)
-    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n, group_size, zero_point, w_sum)
+    return _mm(x, (packed, scale, zero_point, w_sum), bias, n, group_size)
 
 
 def int8_int4_mm_reference(
@@ -89,8 +57,4 @@ def int8_int4_mm_reference(
     group_size: int,
 ) -> Tensor:
     """The reference for `int8_int4_mm` in PyTorch: fp64 products and sums of exactly dequantized x and w."""
-    k = x.shape[-1]
-    zero_point = None if zero_point is None else untile_scale(zero_point, n)
-    qdata, scale = int4_unpack_reference(packed, n, k), untile_scale(scale, n)
-    w = int4_dequantize(qdata, scale, zero_point, group_size, k, torch.float64)
-    return linear_reference(x, w, w_sum, bias)
+    return _mm.reference(x, (packed, scale, zero_point, w_sum), bias, n, group_size)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from aoq.ops.checks import Checks
-from aoq.ops.int8_pack import packed_dtype, packed_shape
-from aoq.ops.int8_quantize import int8_dequantize, int8_quantize_reference
-from aoq.ops.int8_unpack import int8_unpack, int8_unpack_reference
-from aoq.ops.packed import check_config, packed_mm, packed_mm_fake, untile_scale
+from aoq.ops.mm_op import MmOp
 
-_op = torch.ops.aoq.int8_mm.default
+_mm = MmOp("int8_mm", "int8", "int8")
 
 
 def int8_mm(x: Tensor, packed: Tensor, scale: Tensor, w_sum: Tensor | None, bias: Tensor | None, n: int) -> Tensor:
@@ -38,42 +33,16 @@ def int8_mm(x: Tensor, packed: Tensor, scale: Tensor, w_sum: Tensor | None, bias
     Raises:
         ValueError, TypeError: an operand has a wrong shape, device or dtype; the text names it.
     """
-    return packed_mm(_op, _dequantize, x, (packed, scale, w_sum), bias, n)
+    return _mm(x, (packed, scale, w_sum), bias, n)
 
 
-def _dequantize(packed: Tensor, scale: Tensor, w_sum: Tensor | None, n: int, k: int, dtype: torch.dtype) -> Tensor:
-    return int8_dequantize(int8_unpack(packed, n, k), untile_scale(scale, n), None, dtype)
-
-
-@torch.library.register_fake("aoq::int8_mm")  # type: ignore[untyped-decorator]
-def _(
+def int8_mm_reference(
     x: Tensor,
     packed: Tensor,
     scale: Tensor,
     w_sum: Tensor | None,
     bias: Tensor | None,
     n: int,
-    config: int = -1,
-) -> Tensor:
-    check = Checks("int8_mm")
-    check_config(check, config, x)
-    return packed_mm_fake(check, packed_shape, packed_dtype, x, packed, scale, bias, n, w_sum=w_sum)
-
-
-def int8_mm_reference(
-    x: Tensor, packed: Tensor, scale: Tensor, w_sum: Tensor | None, bias: Tensor | None, n: int
 ) -> Tensor:
     """The reference for `int8_mm` in PyTorch: fp64 products and sums of exactly dequantized x and w."""
-    qdata = int8_unpack_reference(packed, n, x.shape[-1])
-    w = int8_dequantize(qdata, untile_scale(scale, n), None, torch.float64)
-    return linear_reference(x, w, w_sum, bias)
-
-
-def linear_reference(x: Tensor, w: Tensor, w_sum: Tensor | None, bias: Tensor | None) -> Tensor:
-    """`x`, quantized to int8 per row, times an fp64 `w` [n, k]; the other operands as in `int8_mm`."""
-    codes, x_scale, x_zero = int8_quantize_reference(x, "symmetric" if w_sum is None else "asymmetric")
-    out = codes.double() @ w.t()
-    if w_sum is not None:
-        out = out - x_zero.double() * w_sum.double()
-    out = out * x_scale.double()
-    return (out if bias is None else out + bias.double()).to(x.dtype)
+    return _mm.reference(x, (packed, scale, w_sum), bias, n)

@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aoq import _C
-from aoq.ops.bits import from_codes, packed_shape, unpack_codes
+from aoq.ops import autocast
 from aoq.ops.checks import Checks
 from aoq.ops.errors import explained, typed
-from aoq.ops.fp8_quantize import fp8_dequantize
-from aoq.ops.int4_quantize import intx_dequantize
-from aoq.ops.int8_mm import linear_reference
-from aoq.ops.int8_quantize import int8_dequantize
-from aoq.ops.int8_unpack import int8_unpack_reference
-from aoq.ops.intx_pack import intx_unpack
-from aoq.ops.packed import differentiable, packed_mm_fake, untile_scale
+from aoq.ops.formats import FORMATS as FORMATS
+from aoq.ops.mm_op import int8_mm_reference
+from aoq.ops.packed import differentiable, packed_mm_fake
 from aoq.ops.packed import mm_reference as exact_mm
 
 PARTS = ("packed", "scale", "zero_point", "w_sum")
 
 _op = torch.ops.aoq.mm.default
-
-
-@dataclass(frozen=True)
-class Format:
-    """What the library's csrc/formats/<name>.h says of a format.
-
-    bits: of a code. grouped: whether k comes in groups with a scale each. fp8: whether codes are floats of 8 bits.
-    ops: what multiplies `x_as` "given" and, where there is one, "int8"; its kernels have its name.
-    """
-
-    name: str
-    bits: int
-    grouped: bool
-    fp8: bool
-    ops: dict[str, str]
-
-
-def _format(name: str, text: str) -> Format:
-    bits, grouped, fp8, given, int8 = text.split()
-    ops = {"given": given} | ({} if int8 == "none" else {"int8": int8})
-    return Format(name, int(bits), grouped == "1", fp8 == "1", ops)
-
-
-FORMATS = {name: _format(name, text) for name, text in _C.formats().items()}
+autocast.add_rule(_op)
 
 
 def mm(
@@ -117,32 +88,10 @@ def _call(
         raise found from None
 
 
-def _dequantize(
-    packed: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    w_sum: Tensor | None,
-    n: int,
-    format: str,
-    x_as: str,
-    group_size: int | None,
-    offsets: None,
-    k: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def _dequantize(*operands: Any) -> Tensor:
     """The weight [n, k] that `mm` multiplies with."""
-    of, scale = FORMATS[format], untile_scale(scale, n)
-    zero_point = None if zero_point is None else untile_scale(zero_point, n)
-    if of.fp8:
-        codes = int8_unpack_reference(packed, n, k)
-        return fp8_dequantize(codes.view(torch.float8_e5m2 if "e5m2" in format else torch.float8_e4m3fn), scale, dtype)
-    if of.bits == 8:
-        return int8_dequantize(int8_unpack_reference(packed, n, k), scale, None, dtype)
-    if packed.is_cuda:
-        qdata = intx_unpack(packed, n, k, of.bits)
-    else:
-        qdata = from_codes(unpack_codes(packed, torch.arange(n), k, of.bits), of.bits)
-    return intx_dequantize(qdata, scale, zero_point, of.bits, group_size or k, k, dtype)
+    packed, scale, zero_point, _, n, format, _, group_size, _, k, dtype = operands
+    return FORMATS[format].weight(packed, scale, zero_point, n, group_size, k, dtype)
 
 
 @torch.library.register_fake("aoq::mm")  # type: ignore[untyped-decorator]
@@ -178,13 +127,8 @@ def _(
     check.value(of.grouped or zero_point is None, "parts", lambda: f"expected no zero_point for {format} weights")
     check.value(x_as == "int8" or w_sum is None, "parts", lambda: "expected no w_sum unless x_as is int8")
 
-    def shape(n: int, k: int, device: torch.device) -> tuple[int, ...]:
-        return packed_shape(n, k, of.bits, device)
-
-    def dtype(device: torch.device) -> torch.dtype:
-        return torch.uint8
-
-    return packed_mm_fake(check, shape, dtype, x, parts[0], parts[1], bias, n, group_size, zero_point, w_sum)
+    operands = (x, parts[0], parts[1], bias, n, group_size, zero_point, w_sum)
+    return packed_mm_fake(check, of.packed_shape, of.packed_dtype, *operands)
 
 
 def mm_reference(
@@ -200,8 +144,8 @@ def mm_reference(
     group_size: int | None = None,
 ) -> Tensor:
     """The reference for `mm` in PyTorch, without `offsets`: fp64 products and sums of exactly dequantized x and w."""
-    sizes = (n, format, x_as, group_size, None, x.shape[-1], torch.float64)
-    w = _dequantize(packed, scale, zero_point, w_sum, *sizes)
+    sizes = (n, group_size, x.shape[-1], torch.float64)
+    w = FORMATS[format].weight(packed, scale, zero_point, *sizes, reference=True)
     if x_as == "int8":
-        return linear_reference(x, w, w_sum, bias)
+        return int8_mm_reference(x, w, w_sum, bias)
     return exact_mm(x.double(), w, bias, x.dtype)

@@ -15,22 +15,24 @@ class OrtMatMulNBits(Contender):
 
     name = "ORT MatMulNBits"
     op = "int8_int4_mm"
+    form = "int4"
     package = "onnxruntime"
     x_half_steps = 1
     w_rounded = False
     environment: ClassVar[dict[str, str]] = {"OMP_WAIT_POLICY": "PASSIVE"}  # it has threads of its own
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str = "cpu") -> None:
         import onnx
         import onnxruntime
 
+        super().__init__(threads, device)
         onnxruntime.set_default_logger_severity(3)
         self.onnx: Any = onnx
         self.runtime: Any = onnxruntime
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads = threads
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         helper, group_size = self.onnx.helper, problem.group_size
         codes, scale = problem.int4
         pairs = codes.view(problem.n, -1, group_size // 2, 2)
@@ -57,7 +59,7 @@ class OrtMatMulNBits(Contender):
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
         self.model = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
         self.model_bytes = sum(tensor.nbytes for tensor in initializers.values())
-        return self.another(None), problem.int4_exact
+        return self.another(None)
 
     def another(self, weight: Any) -> Any:
         return self.runtime.InferenceSession(self.model, self.options, providers=["CPUExecutionProvider"])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..contender import Contender, Problem
+from ..contender import Contender, Indices, Problem
 
 
 class OpenVinoU4(Contender):
@@ -20,14 +20,15 @@ class OpenVinoU4(Contender):
     x_half_steps = 1
     environment: ClassVar[dict[str, str]] = {"OMP_WAIT_POLICY": "PASSIVE"}  # it has threads of its own
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str = "cpu") -> None:
         import openvino
 
+        super().__init__(threads, device)
         self.openvino: Any = openvino
         self.core = openvino.Core()
         self.options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         import numpy
         import openvino.opset13 as op
 
@@ -45,8 +46,12 @@ class OpenVinoU4(Contender):
         x = op.parameter([-1, problem.k], types.f32)
         self.model = self.openvino.Model([op.matmul(x, w, False, True)], [x])
         self.model_bytes = codes.numel() // 2 + scale.nbytes
-        exact = (codes.float() - 8) * scale.half().float().repeat_interleave(problem.group_size, 1)
-        return self.another(None), exact
+        return self.another(None)
+
+    def exact(self, problem: Problem, weight: Any, rows: Indices) -> Tensor:
+        """Its scales are fp16."""
+        codes, scale = (part[rows] for part in problem.int4)
+        return (codes.float() - 8) * scale.half().float().repeat_interleave(problem.group_size, 1)
 
     def another(self, weight: Any) -> Any:
         return self.core.compile_model(self.model, "CPU", self.options).create_infer_request()

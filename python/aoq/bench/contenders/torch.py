@@ -16,11 +16,12 @@ class TorchBf16(Contender):
     op = "bf16"
     package = "torch"
     w_rounded = False
+    matmuls = ("cpu", "cuda")
     models = True
     devices = ("cpu", "cuda")
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
-        return problem.w, problem.w
+    def weight(self, problem: Problem) -> Any:
+        return problem.w
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         return linear(x, weight)
@@ -32,16 +33,17 @@ class TorchBf16(Contender):
 class AtenInt4(Contender):
     name = "ATen int4"
     op = "int4_mm"
+    form = "int4"
     package = "torch"
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         if problem.group_size not in (32, 64, 128, 256):
             raise NotImplementedError(f"groups of {problem.group_size}: it has 32, 64, 128 and 256")
         codes, scale = problem.int4
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
         scale_and_zero = torch.stack((scale, torch.zeros_like(scale)), -1).transpose(0, 1).contiguous()
         self.group_size = problem.group_size
-        return (packed, scale_and_zero), problem.int4_exact
+        return packed, scale_and_zero
 
     def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
         packed, scale_and_zero = weight
@@ -54,13 +56,14 @@ class TorchInt8(Contender):
 
     name = "torch _int_mm"
     op = "int8_mm"
+    form = "int8"
     package = "torch"
     x_half_steps = 1
     w_rounded = False
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         codes, scale = problem.int8
-        return (codes, scale.t().float()), problem.int8_exact
+        return codes, scale.t().float()
 
     def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
         codes, scale = weight
@@ -72,13 +75,14 @@ class TorchInt8(Contender):
 class AtenInt8Weight(Contender):
     name = "ATen int8 weight"
     op = "int8_weight_mm"
+    form = "int8"
     package = "torch"
     w_rounded = False
     out_roundings = 2
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         codes, scale = problem.int8
-        return (codes, scale.flatten()), problem.int8_exact
+        return codes, scale.flatten()
 
     def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
         out: Tensor = torch.ops.aten._weight_int8pack_mm(x, *weight)
@@ -90,14 +94,15 @@ class TorchFp8(Contender):
 
     name = "torch _scaled_mm"
     op = "fp8_mm"
+    form = "fp8"
     package = "torch"
     x_relative = 2**-4
     w_rounded = False
     out_roundings = 2
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         codes, scale = problem.fp8
-        return (codes, scale.t()), problem.fp8_exact
+        return codes, scale.t()
 
     def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
         codes, scale = weight
@@ -111,12 +116,13 @@ class TorchFp8Weight(Contender):
 
     name = "torch fp8 to bf16"
     op = "fp8_weight_mm"
+    form = "fp8"
     package = "torch"
     out_roundings = 2
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         codes, scale = problem.fp8
-        return (codes, scale.t()), problem.fp8_exact
+        return codes, scale.t()
 
     def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
         codes, scale = weight

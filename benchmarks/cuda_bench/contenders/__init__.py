@@ -1,1 +1,0 @@
-"""A file for each library; CONTENDERS are its ways."""
