@@ -24,7 +24,7 @@
 //   given), kInt8 (x is quantized to int8 per row before it is multiplied), kScaleLast (w has one scale a row, for the
 //   whole sum), kTileRows, kFusedTile and kFusedRows (registers and the cost of decoding set them), and the functions
 //   used below; chains(rows, vectors): how many independent sums of each element hide the latency of dot, as far as
-//   registers go. Where sums of 16 bits hold a few products: Part, kFoldSteps (how many steps they hold) and fold, which
+//   registers go; kPairs: whether one row takes the steps of a unit in pairs. Where sums of 16 bits hold a few products: Part, kFoldSteps (how many steps they hold) and fold, which
 //   adds a Part to a Sum.
 #pragma once
 #include <type_traits>
@@ -85,10 +85,11 @@ struct GroupScale {
   typename Engine::Vec scale, shift;
 
   GroupScale() = default;
-  GroupScale(const PackedMm& p, int64_t groups, int64_t vector, int64_t group) {
+  GroupScale(const PackedMm& p, int64_t groups, int64_t vector, int64_t group, bool shifted = true) {
     const int64_t row = vector * Engine::kLanes;
     const int64_t at = (row / aoq::kUnitN * groups + group) * aoq::kUnitN + row % aoq::kUnitN;
     scale = Engine::load(p.w.scales.scale, p.w.scales.dtype, at);
+    if (!shifted) return;
     const auto zero =
         p.w.scales.zero_point ? Engine::load(p.w.scales.zero_point, p.w.scales.dtype, at) : Engine::set(Engine::kMid);
     shift = Engine::mul(Engine::sub(Engine::set(Engine::kOffset), zero), scale);
@@ -212,8 +213,10 @@ class VectorMm {
         more_rows_(p.m % tiles_),
         vectors_(aoq::ceil_div(p.n, kLanes)),
         panels_(aoq::ceil_div(vectors_, 2)),
-        // Integer sums start at -kMid times the sum of x, as far as int32 goes; a zero point takes a multiplication.
-        starts_(Engine::kInt8 && !p.w.scales.zero_point && p.group <= 65536),
+        // Sums of a group start at (kOffset - kMid) times the sum of x, of integers as far as int32 goes; a zero point
+        // takes a multiplication.
+        starts_((Engine::kInt8 ? p.group <= 65536 : fused_) && !p.w.scales.zero_point &&
+                GroupScale<Engine>::has_shift(p)),
         shifted_(!starts_ && (fused_ || Engine::kInt8) && GroupScale<Engine>::has_shift(p)),
         x_(p.m * steps_),
         sums_(starts_ || shifted_ ? p.m * groups_ : 0),
@@ -314,15 +317,19 @@ class VectorMm {
   // A row of x as steps_ words, in `memory` unless x is made of them; with it the sums over groups.
   const X* words_of_row(int64_t row, const void* x, int8_t* codes, X* memory) const {
     float* sums = sums_.get() + row * groups_;
+    const X* words;
     if constexpr (Engine::kInt8) {
       x_scale_.get()[row] = quantize_row(x, p_.x.dtype, p_.k, p_.x.asymmetric, aoq::Dtype::f32, codes);
       std::memset(codes + p_.k, 0, static_cast<size_t>(units_ * Engine::kUnitK - p_.k));
       if (starts_ || shifted_) sum_groups(p_, codes, sums);
-      return Engine::words(codes, steps_, memory);
+      words = Engine::words(codes, steps_, memory);
     } else {
-      if (shifted_) sum_groups<Engine>(p_, x, sums);
-      return Engine::words(x, p_.x.dtype, p_.k, steps_, memory);
+      if (starts_ || shifted_) sum_groups<Engine>(p_, x, sums);
+      words = Engine::words(x, p_.x.dtype, p_.k, steps_, memory);
     }
+    if (starts_)
+      for (int64_t group = 0; group < groups_; ++group) Engine::make_start(sums + group, Engine::kOffset - Engine::kMid);
+    return words;
   }
 
   const uint8_t* codes(int64_t vector) const {
@@ -340,10 +347,8 @@ class VectorMm {
     return group + 1 == groups_ ? units_ : (group + 1) * p_.group / Engine::kUnitK;
   }
 
-  // The sum of x of a row over a group, as the integer that its sums start at.
-  int32_t start(int64_t row, int64_t group) const {
-    return -static_cast<int32_t>(Engine::kMid) * static_cast<int32_t>(sums_.get()[row * groups_ + group]);
-  }
+  // What the sums of a row start at in a group.
+  Sum start(int64_t row, int64_t group) const { return Engine::start(sums_.get() + row * groups_ + group); }
 
 #define AOQ_FOR_ROWS(call) \
   switch (rows) {          \
@@ -379,11 +384,52 @@ class VectorMm {
     AOQ_FOR_ROWS((fused<kVectors, kRows>(pass, row)));
   }
 
+  static Part zero_part() {
+    if constexpr (kFoldUnits == 0)
+      return Engine::zero();
+    else
+      return Part{};
+  }
+
+  // Products of a unit, in kChains sums in turn.
+  template <int kVectors, int kRows, int kChains>
+  [[gnu::always_inline]] void add_unit(const Raw (&raw)[kVectors], const X* x,
+                                       Part (&part)[kChains][kRows][kVectors]) const {
+#pragma GCC unroll 32
+    for (int j = 0; j < kSteps; ++j) {
+      Weight weight[kVectors];
+#pragma GCC unroll 12
+      for (int v = 0; v < kVectors; ++v) weight[v] = Engine::decode(raw[v], j);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
+        for (int v = 0; v < kVectors; ++v)
+          part[j % kChains][r][v] = Engine::dot(part[j % kChains][r][v], weight[v], x + j * kRows + r);
+    }
+  }
+
+  // The same of one row, two steps at a time, which are added up before the one sum takes them: it waits for a single
+  // addition a unit, and no registers go to more sums.
+  template <int kVectors>
+  [[gnu::always_inline]] void add_unit_by_pairs(const Raw (&raw)[kVectors], const X* x, Part (&part)[1][1][kVectors]) const {
+    Part unit[kVectors];
+#pragma GCC unroll 32
+    for (int j = 0; j < kSteps; j += 2)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const Part first = Engine::product(Engine::decode(raw[v], j), x + j);
+        const Part pair = Engine::dot(first, Engine::decode(raw[v], j + 1), x + j + 1);
+        unit[v] = j == 0 ? pair : Engine::add(unit[v], pair);
+      }
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) part[0][0][v] = Engine::add(part[0][0][v], unit[v]);
+  }
+
   template <int kVectors, int kRows>
   void fused(const Pass& pass, int64_t row) const {
     const int64_t panel = pass.panel;
     constexpr int kLineVectors = kLanes * 4 < 64 ? 1 : kVectors;  // halves of a line are fetched together
-    constexpr int kChains = Engine::chains(kRows, kVectors);
+    constexpr int kChains = kRows == 1 && Engine::kPairs ? 1 : Engine::chains(kRows, kVectors);
     const uint8_t* stream[kVectors];
     Vec total[kRows][kVectors];
     for (int v = 0; v < kVectors; ++v) stream[v] = codes(2 * panel + v);
@@ -410,15 +456,14 @@ class VectorMm {
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 12
         for (int v = 0; v < kVectors; ++v) sum[r][v] = Engine::zero();
-      if constexpr (Engine::kInt8)
-        if (starts_ && whole) {
+      if (starts_ && whole) {
 #pragma GCC unroll 12
-          for (int r = 0; r < kRows; ++r) {
-            const Sum first = Engine::start(start(row + r, group));
+        for (int r = 0; r < kRows; ++r) {
+          const Sum first = start(row + r, group);
 #pragma GCC unroll 12
-            for (int v = 0; v < kVectors; ++v) sum[r][v] = first;
-          }
+          for (int v = 0; v < kVectors; ++v) sum[r][v] = first;
         }
+      }
       const uint8_t* ahead[kLineVectors];
 #pragma GCC unroll 2
       for (int i = 0; i < kLineVectors; ++i) ahead[i] = ahead_of(2 * panel + i, unit);
@@ -431,10 +476,9 @@ class VectorMm {
           for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 12
             for (int v = 0; v < kVectors; ++v) {
+              part[c][r][v] = zero_part();
               if constexpr (kFoldUnits == 0)
-                part[c][r][v] = c ? Engine::zero() : sum[r][v];
-              else
-                part[c][r][v] = Part{};
+                if (c == 0) part[c][r][v] = sum[r][v];
             }
         for (; unit < fold; ++unit, x += kSteps * kRows) {
           Raw raw[kVectors];
@@ -454,17 +498,10 @@ class VectorMm {
             }
             next += kUnitBytes;
           }
-#pragma GCC unroll 32
-          for (int j = 0; j < kSteps; ++j) {
-            Weight weight[kVectors];
-#pragma GCC unroll 12
-            for (int v = 0; v < kVectors; ++v) weight[v] = Engine::decode(raw[v], j);
-#pragma GCC unroll 12
-            for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 12
-              for (int v = 0; v < kVectors; ++v)
-                part[j % kChains][r][v] = Engine::dot(part[j % kChains][r][v], weight[v], x + j * kRows + r);
-          }
+          if constexpr (kRows == 1 && Engine::kPairs)
+            add_unit_by_pairs<kVectors>(raw, x, part);
+          else
+            add_unit<kVectors, kRows>(raw, x, part);
         }
 #pragma GCC unroll 12
         for (int r = 0; r < kRows; ++r)
@@ -480,7 +517,7 @@ class VectorMm {
       }
 #pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) {
-        const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
+        const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group, shifted_);
 #pragma GCC unroll 12
         for (int r = 0; r < kRows; ++r) {
           total[r][v] = Engine::fma(Engine::to_float(sum[r][v]), w.scale, total[r][v]);
@@ -538,7 +575,7 @@ class VectorMm {
     }
     for (int64_t panel = begin; panel < end; ++panel)
       for (int64_t v = 0; v < 2 && 2 * panel + v < vectors_; ++v) {
-        const GroupScale<Engine> w(p_, groups_, 2 * panel + v, 0);
+        const GroupScale<Engine> w(p_, groups_, 2 * panel + v, 0, false);
         const OutColumns<Engine> out(p_, x_scale(), 2 * panel + v);
         for (int64_t row = 0; row < rows; ++row) {
           Vec sum = Engine::load_f32(sums + (panel - begin) * panel_sums + (row * 2 + v) * kLanes);
@@ -560,7 +597,7 @@ class VectorMm {
       GroupScale<Engine> scale[kVectors];
       if constexpr (Engine::kInt8) {
         chunk_end = chunk_end < unit_end(group) ? chunk_end : unit_end(group);
-        for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group);
+        for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group, shifted_);
       }
       decode_chunk<kVectors>(panel, unit, chunk_end, weights);
       // While this chunk is multiplied the next one comes into L2, a share with each tile.
@@ -656,7 +693,7 @@ class VectorMm {
     Sum sum[kRows][kVectors];
     if (starts_ && sum_row >= 0) {
       for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = Engine::start(start(sum_row + r, group));
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = start(sum_row + r, group);
     } else {
       for (auto& of_row : sum)
         for (Sum& value : of_row) value = Engine::zero();
@@ -679,7 +716,7 @@ class VectorMm {
   const int64_t tiles_, tile_rows_, more_rows_, vectors_, panels_;
   const bool starts_, shifted_;
   Scratch<X> x_;               // [tile][step][row]
-  Scratch<float> sums_;        // [m][groups], where needed
+  Scratch<float> sums_;        // [m][groups], where needed: of x, or what sums start at
   Scratch<RowScale> x_scale_;  // [m], where x is quantized
 };
 

@@ -19,10 +19,12 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
   static constexpr float kMid = Format::kMid, kOffset = kNibbles ? -16 : kMid;  // what decode takes from a code
   static constexpr int kStep = 1, kTileRows = 6, kFusedTile = 4, kFusedRows = kFusedTile;
 
+  static constexpr bool kPairs = kNibbles;
   static Raw load_raw(const uint8_t* stream, int64_t unit) { return Of::load_unit(stream, unit); }
   static Weight load_weight(const float* data) { return _mm256_loadu_ps(data); }
   static void store_weight(float* data, Weight weight) { _mm256_storeu_ps(data, weight); }
   static Vec dot(Vec sum, Weight weight, const X* x) { return _mm256_fmadd_ps(weight, _mm256_broadcast_ss(x), sum); }
+  static Vec product(Weight weight, const X* x) { return _mm256_mul_ps(weight, _mm256_broadcast_ss(x)); }
   static const X* words(const void* x, aoq::Dtype dtype, int64_t k, int64_t steps, X* memory) {
     if (dtype == aoq::Dtype::f32 && k == steps) return static_cast<const X*>(x);
     widen_row<Avx2>(x, dtype, k, steps, memory);
@@ -45,7 +47,8 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
       const __m256i word = Of::word(raw, k / 8);
       const __m256i moved = low < 3 ? _mm256_slli_epi32(word, 3 - low) : _mm256_srli_epi32(word, low - 3);
       const __m256i codes = _mm256_and_si256(moved, _mm256_set1_epi32(0x00780078));
-      const __m256i pair = _mm256_or_si256(codes, _mm256_set1_epi32(0x41804180));
+      __m256i pair = _mm256_or_si256(codes, _mm256_set1_epi32(0x41804180));
+      asm("" : "+x"(pair));  // or GCC masks the two columns apart, one instruction more
       if (k % 2) return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
       // Up by two bytes: Zen 2 shuffles twice a cycle and shifts once.
       const __m256i up = _mm256_setr_epi32(0x01008080, 0x05048080, 0x09088080, 0x0d0c8080, 0x01008080, 0x05048080,

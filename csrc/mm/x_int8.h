@@ -5,6 +5,12 @@
 
 namespace {
 
+// A group's sum of x to the integer that its sums start at, in the same place.
+inline void start_of_integers(float* sum, float times) {
+  const int32_t start = static_cast<int32_t>(*sum) * static_cast<int32_t>(times);
+  std::memcpy(sum, &start, sizeof(start));
+}
+
 // As pairs of int16, for multiplying what two bytes of a lane are widened to.
 template <class Format>
 inline const uint32_t* int8_pairs_of_x(const int8_t* codes, int64_t steps, uint32_t* memory) {

@@ -39,7 +39,8 @@ struct Int8Ymm : Avx2, Units<Int256, Format, kByWord> {
 
   static constexpr int chains(int, int) { return 1; }  // what is added is ready, and an addition takes a cycle
   static Sum zero() { return Sum{}; }
-  static Sum start(int32_t value) { return (Sum)_mm256_set1_epi32(value); }
+  static void make_start(float* sum, float times) { start_of_integers(sum, times); }
+  static Sum start(const float* at) { return (Sum)_mm256_castps_si256(_mm256_set1_ps(*at)); }
   static Vec to_float(Sum sum) { return _mm256_cvtepi32_ps((__m256i)sum); }
   static Sum add(Sum a, Sum b) { return a + b; }
   using Avx2::add;

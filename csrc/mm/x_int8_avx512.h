@@ -22,7 +22,8 @@ struct Int8Avx512 : Avx512, Units<Int512, Format, kByWord> {
                        kFusedRows = Format::kBits <= 4 ? kFusedTile : kAllRows;
 
   static Sum zero() { return Sum{}; }
-  static Sum start(int32_t value) { return (Sum)_mm512_set1_epi32(value); }
+  static void make_start(float* sum, float times) { start_of_integers(sum, times); }
+  static Sum start(const float* at) { return (Sum)_mm512_castps_si512(_mm512_set1_ps(*at)); }
   static Vec to_float(Sum sum) { return _mm512_cvtepi32_ps((__m512i)sum); }
   static Sum add(Sum a, Sum b) { return a + b; }
   using Avx512::add;

@@ -10,6 +10,7 @@ struct Avx2 {
   using Vec = __m256;
   static constexpr int kLanes = 8;
   // A multiply-add takes five cycles, two begin in each; of sixteen registers half hold sums.
+  static constexpr bool kPairs = false;
   static constexpr int chains(int rows, int vectors) { return rows * vectors <= 2 ? 2 : rows * vectors <= 4 ? 2 : 1; }
 
   static Vec set(float value) { return _mm256_set1_ps(value); }
@@ -19,6 +20,8 @@ struct Avx2 {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec to_float(Vec sum) { return sum; }
+  static void make_start(float* sum, float times) { *sum *= times; }
+  static Vec start(const float* at) { return set(*at); }
   static float reduce(Vec a) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));

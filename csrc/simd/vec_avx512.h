@@ -11,6 +11,7 @@ struct Avx512 {
   using Vec = __m512;
   static constexpr int kLanes = 16;
   // A multiply-add takes four cycles or more, two begin in each; of 32 registers 24 hold sums at most.
+  static constexpr bool kPairs = false;
   static constexpr int chains(int rows, int) { return rows <= 2 ? 4 : rows <= 6 ? 2 : 1; }
 
   static Vec set(float value) { return _mm512_set1_ps(value); }
@@ -20,6 +21,8 @@ struct Avx512 {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec to_float(Vec sum) { return sum; }
+  static void make_start(float* sum, float times) { *sum *= times; }
+  static Vec start(const float* at) { return set(*at); }
   static float reduce(Vec a) { return _mm512_reduce_add_ps(a); }
   static Vec load_f32(const float* data) { return _mm512_loadu_ps(data); }
   static void store_f32(float* data, Vec a) { _mm512_storeu_ps(data, a); }
