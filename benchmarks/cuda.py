@@ -24,7 +24,9 @@ from aoq.bench import device, measure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = device.ops()
-    parser.add_argument("--ops", nargs="+", default=every, choices=every, metavar="OP", help=", ".join(every))
+    parser.add_argument(
+        "--ops", nargs="+", default=device.ops_here(), choices=every, metavar="OP", help=", ".join(every)
+    )
     parser.add_argument("--shapes", nargs="+", default=[f"{n}x{k}" for n, k in device.SHAPES], metavar="NxK")
     parser.add_argument("--m", type=int, nargs="+", default=list(device.ROWS))
     parser.add_argument("--passes", type=int, default=4)

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+
+from aoq.ops.kernels import kernels
 
 from . import machine
 from . import report as reporting
@@ -39,6 +42,14 @@ def ops() -> list[str]:
     """Every op; those with fp8 x once more with one scale for all rows, at which other kernels are best."""
     matmuls = [op + kind for op, way in WAYS.items() for kind in ("", " tensor") if not kind or way.x == "fp8"]
     return [*matmuls, *QUANTIZERS]
+
+
+def ops_here() -> list[str]:
+    """Those that the GPU has kernels for; all where there is none."""
+    gpu = torch.device("cuda")
+    if not torch.cuda.is_available():
+        return ops()
+    return [op for op in ops() if op in QUANTIZERS or kernels(op.partition(" ")[0], gpu)]
 
 
 def entries(
