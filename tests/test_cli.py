@@ -27,8 +27,10 @@ from aoq import (
     MappingType,
     cli,
     config_to_dict,
+    cpu,
 )
 from aoq.cli import app
+from aoq.evaluation import Quality
 from aoq.storage.checkpoint import stored_weights, weight_files
 from aoq.tensors.formats import commands
 from example_models import real_model, tiny_model
@@ -129,6 +131,35 @@ def test_formats_by_name(tmp_path: Path, options: list[str], config: AOBaseConfi
     assert model.config.quantization_config.quant_type == config
 
 
+def test_dtype_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = with_tokenizer(tiny_model(tmp_path))
+    run("quantize", source, "-o", tmp_path / "stored")
+    monkeypatch.setattr(cpu, "cpu_features", lambda: frozenset({"avx2"}))
+    for dtype in ("auto", "bf16"):
+        assert run("quantize", source, "-o", tmp_path / dtype, "--dtype", dtype).exit_code == 0
+    stored, auto, bf16 = (load_file(tmp_path / name / "model.safetensors") for name in ("stored", "auto", "bf16"))
+    assert all(bf16[name].equal(tensor) for name, tensor in stored.items())
+    for name, tensor in auto.items():  # codes and scales are the same, the rest is the same in fp32
+        quantized = "_weight_" in name
+        assert tensor.dtype is (stored[name].dtype if quantized else torch.float32)
+        assert tensor.equal(stored[name].to(tensor.dtype))
+    config = json.loads((tmp_path / "auto" / "config.json").read_text())
+    assert config["dtype"] == "float32"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "auto")
+    assert {param.dtype for param in model.parameters()} == {torch.float32}
+
+    # What `aoq eval` computes in: seen by the model that it evaluates.
+    seen = []
+    monkeypatch.setattr(
+        "aoq.evaluation.evaluate",
+        lambda model, windows, reference: seen.append((model.dtype, reference.dtype)) or Quality(1.0, 1, 1.0, 0.0, 1.0),
+    )
+    for options in ([], ["--dtype", "bf16"]):
+        result = run("eval", tmp_path / "stored", "--against", source, "--windows", 1, "--length", 64, *options)
+        assert result.exit_code == 0, result.stderr
+    assert seen == [(torch.float32,) * 2, (torch.bfloat16,) * 2]
+
+
 def test_installation() -> None:
     result = run("info")
     assert result.exit_code == 0
@@ -199,6 +230,8 @@ def test_errors(tmp_path: Path) -> None:
         run("quantize", source, "-o", out, "--config", "fp8", "--asymmetric"), "--asymmetric", "int8-int4", "fp8"
     )
     assert_fails(run("quantize", source, "-o", out, "--dtype", "int7"), "--dtype", "int7")
+    assert_fails(run("quantize", source, "-o", out, "--dtype", ""), "--dtype: expected one of auto")
+    assert_fails(run("eval", source, "--dtype", "int7"), "--dtype", "auto, bf16, fp16, fp32", "int7")
     (tmp_path / "unknown.json").write_text('{"_type": "Int5Config", "_data": {}}')
     assert_fails(
         run("quantize", source, "-o", out, "--config", tmp_path / "unknown.json"),

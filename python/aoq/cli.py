@@ -44,7 +44,8 @@ _ZEROS = ", ".join(
     for name, config in takers("mapping_type").items()
     if config.options()["mapping_type"] is MappingType.ASYMMETRIC
 )
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_AUTO = "bf16, fp16 or fp32: of what is not quantized; by default as stored, or fp32 where bf16 is slow here."
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -101,7 +102,10 @@ def quantize(
     embedding: Annotated[
         str | None, typer.Option(help="Embeddings and head too, in a format of their own: as --config.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32: of what is not quantized.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bf16, fp16 or fp32; auto: of what is not quantized, fp32 where bf16 is slow here."),
+    ] = None,
     max_shard: Annotated[float, typer.Option(help="GB that a file may have.")] = 2.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")] = False,
 ) -> None:
@@ -109,8 +113,7 @@ def quantize(
     _quiet_transformers()
     from aoq.storage.convert import quantize_checkpoint
 
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"--dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
+    wanted = dtype if dtype in (None, "auto") else _dtype(dtype)
     # Ended like an interrupt, so that nothing half-written stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = quantize_checkpoint(
@@ -120,7 +123,7 @@ def quantize(
         skip=skip,
         include_embedding=include_embedding,
         embedding=None if embedding is None else _config(embedding, option="--embedding"),
-        dtype=_DTYPES[dtype] if dtype else None,
+        dtype=wanted,
         max_shard_bytes=int(max_shard * 1e9),
         overwrite=overwrite,
     )
@@ -173,6 +176,13 @@ def _config(
         raise ValueError(f"{name}: {error}") from error
 
 
+def _dtype(name: str) -> torch.dtype | None:
+    """The dtype by its name; None for "auto". Raises ValueError."""
+    if name != "auto" and name not in _DTYPES:
+        raise ValueError(f"--dtype: expected one of auto, {', '.join(_DTYPES)}, got {name}")
+    return _DTYPES.get(name)
+
+
 @app.command("eval")
 @one_line_errors
 def evaluate(
@@ -180,6 +190,7 @@ def evaluate(
     against: Annotated[Path | None, typer.Option(help="A model to compare with: the one before quantization.")] = None,
     windows: Annotated[int, typer.Option(help="Windows of text to evaluate on.")] = 12,
     length: Annotated[int, typer.Option(help="Tokens in a window.")] = 1024,
+    dtype: Annotated[str, typer.Option(help=_AUTO)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Perplexity on real text and, with --against, KL divergence and top-1 agreement."""
@@ -187,8 +198,9 @@ def evaluate(
     from aoq import evaluation
     from aoq.integrations.transformers import load_model
 
-    model, tokenizer = load_model(directory)
-    reference = load_model(against)[0] if against is not None else None
+    wanted = _dtype(dtype)
+    model, tokenizer = load_model(directory, wanted)
+    reference = load_model(against, wanted)[0] if against is not None else None
     tokens = evaluation.evaluation_windows(tokenizer, windows, length)
     quality = evaluation.evaluate(model, tokens, reference)
     if as_json:

@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from aoq.config import AOBaseConfig, FqnToConfig
+from aoq.cpu import auto_dtype, say_choice
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.transformers import AoqQuantizer, empty_model, with_embedding
 from aoq.integrations.transformers_names import model_names
@@ -93,7 +94,7 @@ def quantize_checkpoint(
     skip: list[str] | None = None,
     include_embedding: bool = False,
     embedding: AOBaseConfig | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     max_shard_bytes: int = 2 << 30,
     overwrite: bool = False,
 ) -> QuantizeReport:
@@ -107,7 +108,8 @@ def quantize_checkpoint(
         skip: modules to leave as they are, by the rule of `AoqConfig.modules_to_not_convert`, besides those that stay
             as they are anyway.
         dtype: of floats before they are quantized, and of those that are not. By default as they are stored,
-            bf16 for GGUF.
+            bf16 for GGUF. "auto": the same, but what is not quantized becomes fp32 where that is bf16 and this CPU has
+            no fast bf16.
         max_shard_bytes: how large a file may get, unless a single weight is larger.
 
     Returns:
@@ -123,8 +125,15 @@ def quantize_checkpoint(
     source, destination = Path(source), Path(destination)
     _check_paths(source, destination, overwrite)
     opened = _open(source)
+    auto, dtype = dtype == "auto", None if isinstance(dtype, str) else dtype
     if dtype is None and source.is_file():
         dtype = torch.bfloat16
+    # Of what is not quantized, and of what the rest dequantizes to.
+    stored = dtype or opened.config.dtype
+    kept = dtype
+    if auto and stored is not None and auto_dtype(stored) is not stored:
+        kept = auto_dtype(stored)
+        say_choice(kept, stored)
     model = empty_model(opened.config)
     if embedding is not None:
         config = with_embedding(model, config, embedding)
@@ -145,8 +154,8 @@ def quantize_checkpoint(
         opened.save_extras(directory)
         written = read_json(directory / "config.json")
         written["quantization_config"] = quantizer.quantization_config.to_dict()
-        if dtype is not None:
-            written["dtype"] = str(dtype).removeprefix("torch.")
+        if kept is not None:
+            written["dtype"] = str(kept).removeprefix("torch.")
         (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         shards = _Shards(directory, max_shard_bytes)
         for name, w in track(opened.weights(model), "Quantizing", total=len(names)):
@@ -157,11 +166,11 @@ def quantize_checkpoint(
             if chosen is None:
                 reason = quantizer.skipped.get(param, "") if param else "part of a parameter that transformers merges"
                 report.skipped.append(SkippedWeight(name, reason, wanted=False))
-                shards.add(name, w)
+                shards.add(name, w.to(kept) if kept is not None and w.is_floating_point() else w)
                 continue
             try:
                 owner = model.get_submodule(str(param).rpartition(".")[0])
-                quantized = quantize_weight(chosen, w, owner).unpack()
+                quantized = quantize_weight(chosen, w, owner).to(kept or w.dtype).unpack()
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{source}: {name}: {error}") from error
             report.quantized.append(QuantizedWeight((name,), chosen, w.numel(), w.nbytes, quantized.nbytes))
