@@ -34,9 +34,7 @@ def test_fast_bf16(features: str, fast: bool) -> None:
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_features_of_the_first_processor(
-    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_of_the_first_processor(asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: asked, raising=False)
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor\t: 0\nflags\t\t: {ZEN_2}\n\nprocessor\t: 1\nflags\t\t: {ZEN_2} amx_bf16\n")
