@@ -43,7 +43,7 @@ the weight, more of them than caches hold. Ratios are medians over paired rounds
 to read the weight once or to multiply at the instruction's full rate, whichever is longer, measured in the same rounds.
 What a contender returns is checked first, against fp64, with what its roundings allow.
 
-```
+```sh needs peers, a quarter of an hour
 aoq bench --quick                                    # a minute: aoq, torch and what else is installed here
 aoq bench --op int4_mm --shapes 4096x4096,14336x4096 --m 1,16,256 --plot roofline.png --json figures.json
 aoq bench --python vllm=DIR --only aoq --only vllm   # a peer from another virtual environment

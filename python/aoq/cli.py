@@ -6,9 +6,11 @@ import ctypes
 import dataclasses
 import functools
 import json
+import math
 import platform
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, ParamSpec
@@ -24,6 +26,7 @@ from aoq import _C
 from aoq.config import AOBaseConfig, MappingType, config_from_dict
 from aoq.integrations.quantization_config import check_version
 from aoq.ops.kernels import kernels
+from aoq.storage import checkpoint
 from aoq.storage.checkpoint import StoredWeight, read_json, stored_weights, weight_files
 from aoq.tensors.formats import commands, takers
 
@@ -60,12 +63,26 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            print(f"aoq: error: {text}", file=sys.stderr)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            print(f"aoq: error: {_one_line(error)}", file=sys.stderr)
             raise typer.Exit(1) from error
 
     return wrapper
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (OSError, ValueError, TypeError, RuntimeError, ImportError, MemoryError)) and not isinstance(
+        error, RecursionError
+    ):
+        return text
+    # Nobody foresaw this one: by itself the text would say little, such as a key.
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "aoq" in Path(frame.filename).parts] or frames
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+    return f"{type(error).__name__} in {where}: {text}; please report this as a bug of aoq"
 
 
 def _show_version(wanted: bool) -> None:
@@ -124,7 +141,7 @@ def quantize(
         include_embedding=include_embedding,
         embedding=None if embedding is None else _config(embedding, option="--embedding"),
         dtype=wanted,
-        max_shard_bytes=int(max_shard * 1e9),
+        max_shard_bytes=_shard_bytes(max_shard),
         overwrite=overwrite,
     )
     console.print(f"{report}\nwritten to {output}", highlight=False)
@@ -143,7 +160,7 @@ def convert(
     from aoq.storage.convert import convert_checkpoint
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    report = convert_checkpoint(source, output, max_shard_bytes=int(max_shard * 1e9), overwrite=overwrite)
+    report = convert_checkpoint(source, output, max_shard_bytes=_shard_bytes(max_shard), overwrite=overwrite)
     lines = str(report).splitlines()
     console.print("\n".join([lines[0].replace("quantized", "converted", 1), *lines[1:], f"written to {output}"]))
 
@@ -174,6 +191,12 @@ def _config(
         return config_from_dict(read_json(Path(name)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _shard_bytes(gigabytes: float) -> int:
+    if not 0 < gigabytes < math.inf:
+        raise ValueError(f"--max-shard: expected GB above 0, got {gigabytes:g}")
+    return max(1, int(gigabytes * 1e9))
 
 
 def _dtype(name: str) -> torch.dtype | None:
@@ -223,12 +246,19 @@ def evaluate(
 @one_line_errors
 def info(
     directory: Annotated[Path | None, typer.Argument(help="A checkpoint; without one, this installation.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare a checkpoint's data with the hashes that were written with them.")
+    ] = False,
 ) -> None:
     """What a checkpoint holds, or what this installation of aoq can do here."""
     if directory is None:
+        if verify:
+            raise ValueError("--verify: needs a checkpoint's directory")
         _print_installation()
-    else:
-        _print_checkpoint(directory)
+        return
+    _print_checkpoint(directory)
+    if verify:
+        _verify(directory)
 
 
 @app.command()
@@ -373,6 +403,15 @@ def _print_checkpoint(directory: Path) -> None:
     table.add_section()
     table.add_row("all", "", *_figures(weights))
     console.print(table)
+
+
+def _verify(directory: Path) -> None:
+    """Raises ValueError unless everything that has a hash is as it was written, and something has one."""
+    verified, unknown = checkpoint.verify(weight_files(directory))
+    if not verified:
+        raise ValueError(f"{directory}: has no hashes to verify: it was written by aoq 0.2 or older, or by others")
+    rest = f"; {unknown} more have no hash" if unknown else ""
+    print(f"{verified} tensors are as they were written{rest}")
 
 
 def _figures(weights: Collection[StoredWeight]) -> tuple[str, str, str, str]:

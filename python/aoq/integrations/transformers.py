@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -45,8 +46,8 @@ from aoq.integrations.transformers_names import (
     without_parts,
 )
 from aoq.quantize import SkippedWeight, dequantize_, is_linear, quantize_weight, report_loaded, show_quantized
-from aoq.storage.checkpoint import StoredWeight, open_safetensors, read_config, stored_weights, weight_files
-from aoq.storage.safetensors import flatten, part_names, unflatten_one
+from aoq.storage.checkpoint import StoredWeight, open_safetensors, read_config, stored_weights, verify, weight_files
+from aoq.storage.safetensors import flatten, hashes, part_names, unflatten_one
 from aoq.tensors.base import QuantizedTensor
 
 logger = logging.getLogger("aoq")
@@ -115,6 +116,8 @@ class AoqQuantizer(HfQuantizer):
             self.model = model
             self.files = [Path(file) for file in checkpoint_files or ()]
             self.checkpoint = stored_weights(self.files)
+            if os.environ.get("AOQ_VERIFY") == "1":
+                verify(self.files)
             self.stored = {name: weight for name, weight in self.checkpoint.items() if weight.description}
             if self.checkpoint and not self.stored:
                 logger.warning("quantization_config is aoq's, but no weight in the checkpoint is quantized")
@@ -218,7 +221,9 @@ class AoqQuantizer(HfQuantizer):
             if isinstance(state_dict.get(name), QuantizedTensor) and state_dict[name] is state_dict.get(target):
                 del state_dict[name]
         tensors, metadata = flatten({name: tensor.detach() for name, tensor in state_dict.items()})
-        keep_quantized(model, {name: part_names(name, text) for name, text in metadata.items()}, tensors, metadata)
+        parts = {name: part_names(name, text) for name, text in metadata.items()}
+        metadata |= hashes(tensors)
+        keep_quantized(model, parts, tensors, metadata)
         return tensors, metadata
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
