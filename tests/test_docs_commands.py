@@ -2,8 +2,8 @@
 
 The first word after a block's fence says what it is: python, sh, console (commands after "$ ", and what they print),
 json or text. Commands run in a directory that has nothing in it but the model that they name, which is a tiny one here.
-After the first word may stand `slow`, or what a block needs that a test has not, such as "needs vLLM, a server": then it
-is only parsed here, and tests/test_tree.py looks at its options.
+After the first word may stand `slow`, or what a block needs that a test has not, such as "needs vLLM, a server": such a
+block is only parsed here, and tests/test_tree.py looks at its options.
 """
 
 from __future__ import annotations

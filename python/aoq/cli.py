@@ -25,6 +25,7 @@ import aoq
 from aoq import _C
 from aoq.config import AOBaseConfig, MappingType, config_from_dict
 from aoq.integrations.quantization_config import check_version
+from aoq.ops.dtypes import dtype_name
 from aoq.ops.kernels import kernels
 from aoq.storage import checkpoint
 from aoq.storage.checkpoint import StoredWeight, read_json, stored_weights, weight_files
@@ -285,6 +286,7 @@ def bench(
     random_model: Annotated[list[str] | None, typer.Option(help="The same by name: llama-3.2-1b, ...")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Models also under torch.compile.")] = False,
     device: Annotated[str, typer.Option(help="Of models: cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"Of models: {_AUTO}")] = "auto",
     minutes: Annotated[float | None, typer.Option(help="Of models: begin nothing later than this.")] = None,
     prompt: Annotated[int, typer.Option(help="Tokens that a model reads.")] = 512,
     steps: Annotated[int, typer.Option(help="Tokens that it then writes.")] = 32,
@@ -295,7 +297,7 @@ def bench(
         bool, typer.Option("--realtime", help="Run at real-time priority (root): steadier on a busy machine.")
     ] = False,
 ) -> None:
-    """Time aoq's matmuls, or models, beside bf16, every peer that is installed, and what this machine can do."""
+    """Time aoq's matmuls, or models, beside torch's own, every peer that is installed, and what this machine can do."""
     from aoq.bench import command, measure, models
 
     threads = threads or torch.get_num_threads()
@@ -319,6 +321,7 @@ def bench(
         compile_,
         device,
         minutes,
+        dtype if (named := _dtype(dtype)) is None else dtype_name(named),
     )
     files = command.contender_files(contenders or ())
     entries = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or (), files)

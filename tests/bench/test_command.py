@@ -39,7 +39,7 @@ def test_end_to_end(tmp_path, monkeypatch):
     names = [contender["name"] for contender in report["contenders"]]
     ours = [f"aoq {way.command.replace('-weight', ' weight')}" for way in ways()]
     assert {"aoq int4", "aoq int8-int4", "aoq int8 weight"} <= set(ours)
-    assert names == [*ours, "torch bf16", "ATen int4", "ATen int8 weight"]
+    assert names == [*ours, "torch bf16", "torch fp32", "ATen int4", "ATen int8 weight"]
     assert len(report["cases"]) == 4
     for case in report["cases"]:
         for found in case["results"]:
