@@ -284,7 +284,7 @@ def test_no_error_is_a_traceback(error: Exception, tmp_path: Path, monkeypatch: 
         raise error
 
     monkeypatch.setattr(cli, "weight_files", failing)
-    assert_fails(run("info", tmp_path), type(error).__name__, "in test_cli.py:", str(error), "bug")
+    assert_fails(run("info", tmp_path), type(error).__name__, "cli.py:", str(error), "bug")
 
 
 def test_aoq_that_cannot_be_imported() -> None:

@@ -126,7 +126,7 @@ def test_contenders_of_ones_own(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     report = json.loads(file.read_text())
     assert {contender["name"] for contender in report["contenders"]} == {
-        "aoq int4", "aoq int8-int4", "torch bf16", *names,
+        "aoq int4", "aoq int8-int4", "torch bf16", "torch fp32", *names,
     }  # fmt: skip
     for case in report["cases"]:
         assert [found["status"] for found in case["results"]] == ["ok"] * len(case["results"])
