@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Literal, ParamSpec
 
 import torch
 import typer
@@ -131,7 +131,9 @@ def quantize(
     _quiet_transformers()
     from aoq.storage.convert import quantize_checkpoint
 
-    wanted = dtype if dtype in (None, "auto") else _dtype(dtype)
+    wanted: torch.dtype | Literal["auto"] | None = None
+    if dtype is not None:
+        wanted = _dtype(dtype) or "auto"
     # Ended like an interrupt, so that nothing half-written stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = quantize_checkpoint(

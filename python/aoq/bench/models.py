@@ -75,7 +75,7 @@ class ModelSettings:
         if self.dtype != "auto":
             return self.dtype
         config = json.loads((source / "config.json").read_text())
-        name = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        name: str = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
         return dtype_name(auto_dtype(getattr(torch, name))) if self.device == "cpu" else name
 
 

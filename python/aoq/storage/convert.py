@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -140,13 +140,13 @@ def quantize_checkpoint(
     _check_shard(max_shard_bytes)
     _check_paths(source, destination, overwrite)
     opened = _open(source)
-    auto, dtype = dtype == "auto", None if isinstance(dtype, str) else dtype
-    if dtype is None and source.is_file():
-        dtype = torch.bfloat16
-    # Of what is not quantized, and of what the rest dequantizes to.
-    stored = dtype or opened.config.dtype
-    kept = dtype
-    if auto and stored is not None and auto_dtype(stored) is not stored:
+    # Of what is quantized before that, if not as it is stored; of what is not, and of what the rest dequantizes to.
+    before = torch.bfloat16 if source.is_file() else None
+    if dtype is not None and dtype != "auto":
+        before = dtype
+    kept = before
+    stored: Any = before or opened.config.dtype
+    if dtype == "auto" and stored is not None and auto_dtype(stored) is not stored:
         kept = auto_dtype(stored)
         say_choice(kept, stored)
     model = empty_model(opened.config)
@@ -174,8 +174,8 @@ def quantize_checkpoint(
         (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         shards = _Shards(directory, max_shard_bytes)
         for name, w in track(opened.weights(model), "Quantizing", total=len(names)):
-            if dtype is not None and w.is_floating_point():
-                w = w.to(dtype)
+            if before is not None and w.is_floating_point():
+                w = w.to(before)
             param = names[name]
             chosen = quantizer.configs.get(param) if param else None
             if chosen is None:
@@ -315,7 +315,7 @@ def new_directory(destination: Path, overwrite: bool = False) -> Iterator[Path]:
         _restore(scratch, destination)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if full or str(scratch) in str(error):  # not of the source: nobody but this function knows of the scratch
-            text = error.strerror if full else str(error).replace(str(scratch / destination.name), str(named))
+            text = str(error.strerror) if full else str(error).replace(str(scratch / destination.name), str(named))
             raise OSError(text if text.startswith(f"{named}") else f"{named}: cannot be written: {text}") from error
         raise
     except BaseException:
