@@ -1,4 +1,5 @@
-# make demo   the main job on a real chat model: quantize, save, reload, answer; size, quality and speed beside bf16
+# make demo   the main job on a real chat model: quantize, save, reload, answer; size, quality and speed beside torch's
+#             own. Without a GPU it builds the CPU's kernels alone; DEMO_ARGS=--full reads more text
 # make test   everything that a machine without a GPU can prove; FULL=1 with the cases marked slow
 # make gpu    on a machine with one: its tests, figures of ops and of whole models
 # Also: build, wheel, lint, bench, bench-vllm, sanitize, test-isas, test-integrations, test-torch-2.10, nightly, clean. Each
@@ -11,6 +12,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python scripts/uv.py --quiet
 PIP    := $(UV) pip install --python
+# A line that moves while a command runs, on a terminal: $(SHOW) "what it does" COMMAND
+SHOW   := $(PYTHON) scripts/show.py
 
 CSRC   := $(shell find csrc cmake third_party -type f) CMakeLists.txt pyproject.toml
 PYSRC  := $(shell find python -name '*.py' -o -name py.typed)
@@ -32,22 +35,48 @@ parallel = -n $(WORKERS) --dist $(1)
 
 build: build/.installed
 
+# pip only brings uv, and only once: where CUTLASS's headers lie it would complain of what they do not need.
 $(VENV)/.ready: pyproject.toml scripts/venv.sh
-	PYTHON=$(PYTHON) sh scripts/venv.sh $(VENV)
-	$(BIN)/pip --disable-pip-version-check --quiet --quiet install uv
-	$(PIP) $(BIN)/python "$(TORCH)" cmake ninja "scikit-build-core>=0.10"
-	$(PIP) $(BIN)/python --no-deps "$(CUTLASS)"
-	touch $@
+	@PYTHON=$(PYTHON) $(SHOW) "Making $(VENV)" sh scripts/venv.sh $(VENV)
+	@[ -x $(BIN)/uv ] || $(SHOW) "Installing uv" $(BIN)/pip --disable-pip-version-check --quiet --quiet install uv
+	@$(SHOW) "Installing torch, CMake and Ninja" \
+	  $(PIP) $(BIN)/python "$(TORCH)" cmake ninja "scikit-build-core>=0.10"
+	@touch $@
 
-build/wheel/.ready: $(VENV)/.ready $(CSRC) $(PYSRC)
-	rm -rf build/wheel
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/uv.py build --wheel --no-build-isolation --python $(BIN)/python \
-	  --no-create-gitignore -C build-dir=build/cmake-wheel -o build/wheel .
-	touch $@
+$(VENV)/.cutlass: $(VENV)/.ready
+	@$(SHOW) "Installing CUTLASS's headers" $(PIP) $(BIN)/python --no-deps "$(CUTLASS)"
+	@touch $@
+
+# $(call wheel,FOLDER,CUDA): both share a build directory, in which what is compiled for one serves the other.
+define wheel
+@rm -rf build/$(1)
+@PATH="$(CURDIR)/$(BIN):$$PATH" $(SHOW) "Compiling, steps" \
+  $(BIN)/python scripts/uv.py build --wheel --no-build-isolation --python $(BIN)/python --no-create-gitignore \
+  -C build-dir=build/cmake-wheel -C cmake.define.AOQ_CUDA=$(2) -o build/$(1) .
+@touch build/$(1)/.ready
+endef
+# $(call install,FOLDER)
+define install
+@$(SHOW) "Installing aoq and transformers" \
+  $(PIP) $(BIN)/python --reinstall-package aoq "$$(ls build/$(1)/*.whl)[transformers]"
+endef
+
+build/wheel/.ready: $(VENV)/.cutlass $(CSRC) $(PYSRC)
+	$(call wheel,wheel,AUTO)
 
 build/.installed: build/wheel/.ready
-	$(PIP) $(BIN)/python --reinstall-package aoq "$$(ls build/wheel/*.whl)[transformers]"
-	touch $@
+	$(call install,wheel)
+	@rm -f build/.installed-cpu
+	@touch $@
+
+# The same without CUDA kernels, which take nvcc a quarter of an hour: for the demo on a machine that cannot run them.
+build/wheel-cpu/.ready: $(VENV)/.ready $(CSRC) $(PYSRC)
+	$(call wheel,wheel-cpu,OFF)
+
+build/.installed-cpu: build/wheel-cpu/.ready
+	$(call install,wheel-cpu)
+	@rm -f build/.installed
+	@touch $@
 
 build/.test-tools: build/.installed
 	$(PIP) $(BIN)/python "$$(ls build/wheel/*.whl)[test,lint]"
@@ -64,8 +93,13 @@ build/.sanitized: $(VENV)/.ready $(CSRC) $(PYSRC)
 	$(call emulated,sanitized,sanitized)
 	touch $@
 
-demo: build
-	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+# All of aoq where there is a GPU for it, or where it is built already.
+GPU := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
+demo:
+	@what=build/.installed; \
+	[ -n "$(GPU)" ] || $(MAKE) --question --silent $$what 2>/dev/null || what=build/.installed-cpu; \
+	$(MAKE) --no-print-directory $$what
+	@$(BIN)/python examples/demo.py $(DEMO_ARGS)
 
 # The suite on the machine's own kernels, then the AMX kernels on emulated tiles.
 test: build/.test-tools build/.emulated

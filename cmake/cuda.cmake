@@ -69,6 +69,8 @@ target_compile_options(aoq_cuda PRIVATE
 # libtorch.so brings in libtorch_cuda where torch has CUDA, and nothing where it has not.
 target_link_libraries(aoq_cuda PRIVATE aoq -Wl,--no-as-needed ${TORCH_DIR}/lib/libtorch.so -Wl,--as-needed
                                        ${TORCH_DIR}/lib/libtorch_cpu.so)
+# As of libaoq's entries; nvcc has its own ways.
+target_precompile_headers(aoq_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:<torch/csrc/stable/library.h$<ANGLE-R>>")
 set_target_properties(aoq_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 list(JOIN AOQ_SMS " " sms)
 set(AOQ_CUDA_BUILT "nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${sms}")

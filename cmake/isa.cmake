@@ -10,14 +10,23 @@ set(AOQ_FLAGS_amx        ${AOQ_FLAGS_avx512vbmi} -mamx-tile -mamx-bf16 -mamx-int
 # The ISAs of this processor's family.
 set(AOQ_ISAS)
 foreach(suffix avx2 avxvnni avx512 avx512vnni avx512bf16 avx512vbmi amx)
-  file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} csrc/*_${suffix}.cpp)
+  set(files ${AOQ_SOURCES})
+  list(FILTER files INCLUDE REGEX "_${suffix}\\.cpp$")
+  list(REMOVE_ITEM AOQ_SOURCES ${files})
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     list(APPEND AOQ_ISAS ${suffix})
-    set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${AOQ_FLAGS_${suffix}}")
-  else()
-    list(REMOVE_ITEM AOQ_SOURCES ${files})  # relative, as there
+    set(AOQ_SOURCES_${suffix} ${files})  # mm.cmake adds those that it makes
   endif()
 endforeach()
+
+# The kernels of an ISA: a target of their own, so that they share one precompiled <immintrin.h>, which takes longer to
+# read than most of them take to compile. Only headers that sealed files may include are in it: test_tree.py.
+function(aoq_isa_kernels target isa)
+  add_library(${target} OBJECT ${AOQ_SOURCES_${isa}})
+  aoq_library(${target})
+  target_compile_options(${target} PRIVATE ${AOQ_FLAGS_${isa}})
+  target_precompile_headers(${target} PRIVATE <immintrin.h> <cstdint> <cstring>)
+endfunction()
 
 # The same of CUDA kernels: <stem>_<suffix>.cu. sm80 is for that and all later ones: binaries for those there are
 # (sm_80's runs on 8.6 as well, but ptxas schedules for each), and PTX for those to come. sm90a is Hopper's own.

@@ -1,6 +1,7 @@
-"""A real chat model in int4: quantized, saved, reloaded, asked a question; its size, quality and speed beside bf16.
+"""A real chat model in int4: quantized, saved, reloaded, asked a question; size, quality, speed beside torch's own.
 
-Takes a few minutes on 2 cores; `--quick` reads less text and tries one int4 format.
+Takes three minutes on 2 cores with AVX2; `--full` reads the text of docs/quality.md, `--quick` little and tries one
+int4 format.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging
 
 from aoq import AOBaseConfig, AoqConfig, FqnToConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig
-from aoq.evaluation import Quality, evaluate, evaluation_windows
+from aoq.evaluation import Quality, evaluate_all, evaluation_windows
 from aoq.integrations.transformers import load_model
+from aoq.ops.dtypes import dtype_name
+from aoq.progress import track, waiting
 from get_model import MODELS, get_model
 
 QUESTION = "What is gravity?"
@@ -50,40 +53,50 @@ class Speed:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer windows of text, one int4 format.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Two short windows of text, one int4 format.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All the text of docs/quality.md.")] = False,
 ) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # Its new name, cache, is not in older releases.
     warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     bf16 = get_model()
-    reference, tokenizer = load_model(bf16)
-    windows = evaluation_windows(tokenizer, count=2, length=256) if quick else evaluation_windows(tokenizer)
+    with waiting(f"Loading {bf16.name}"):
+        reference, tokenizer = load_model(bf16)
+    count, length = (2, 256) if quick else (12, 1024) if full else (4, 512)
+    windows = evaluation_windows(tokenizer, count, length)
 
-    models: dict[str, PreTrainedModel] = {"bf16": reference}
+    # What torch has itself, in the dtype that it is fastest in: on many CPUs fp32, whatever the files have.
+    plain = f"torch {dtype_name(reference.dtype)}"
+    models: dict[str, PreTrainedModel] = {plain: reference}
     for name, config in list(CONFIGS.items())[: 1 if quick else None]:
         models[name] = quantize_save_reload(bf16, tokenizer, name, config)
 
     console.print(f"\n[bold]{QUESTION}[/bold]")
     for name, model in models.items():
-        console.print(f"{name}: {answer(model, tokenizer)}", highlight=False)
+        with waiting(f"{name} answers"):
+            text = answer(model, tokenizer)
+        console.print(f"{name}: {text}", highlight=False)
 
     table = Table(title=bf16.name, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for heading in ("MB", "perplexity", "KL", "top-1", "prefill\ntokens/s", "decode\ntokens/s"):
         table.add_column(heading, justify="right")
-    qualities = {name: evaluate(model, windows, reference) for name, model in models.items() if model is not reference}
-    bf16_perplexity = next(iter(qualities.values())).reference_perplexity
+    quantized = [name for name in models if name != plain]
+    qualities = dict(
+        zip(quantized, evaluate_all([models[name] for name in quantized], windows, reference), strict=True)
+    )
+    reference_perplexity = qualities[quantized[0]].reference_perplexity
     speeds = measure(list(models.values()), repeats=2 if quick else 4)
     for (name, model), speed in zip(models.items(), speeds, strict=True):
-        quality = quality_figures(qualities[name]) if name in qualities else (f"{bf16_perplexity:.2f}", "", "")
+        quality = quality_figures(qualities[name]) if name in qualities else (f"{reference_perplexity:.2f}", "", "")
         table.add_row(name, f"{megabytes(model):.0f}", *quality, f"{speed.prefill:,.0f}", f"{speed.decode:.1f}")
     console.print(table)
+    embedding = reference.get_input_embeddings().weight
     console.print(
-        f"{windows.shape[0]} windows of {windows.shape[1]} tokens; {torch.get_num_threads()} threads. The embedding, "
-        f"which is also the output layer, stays bf16 ({reference.get_input_embeddings().weight.nbytes / 1e6:.0f} MB) "
-        "unless it says so. "
-        "This model's weights were 4-bit in groups of 32 once, which flatters g32.",
+        f"{count} windows of {length} tokens; {torch.get_num_threads()} threads. MB in memory. The embedding, which is "
+        f"also the output layer, stays {dtype_name(embedding.dtype)} ({embedding.nbytes / 1e6:.0f} MB) unless it says "
+        "so. This model's weights were 4-bit in groups of 32 once, which flatters g32.",
         highlight=False,
     )
 
@@ -95,13 +108,14 @@ def quantize_save_reload(
     directory = MODELS / f"{bf16.name} {name}".replace(",", "").replace(" ", "-")
     shutil.rmtree(directory, ignore_errors=True)
     start = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(bf16, quantization_config=AoqConfig(config))
-    quantized = time.perf_counter()
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    saved = time.perf_counter()
-    model, _ = load_model(directory)
-    reloaded = time.perf_counter()
+    with waiting(f"{name}: quantizing, saving, reloading"):
+        model = AutoModelForCausalLM.from_pretrained(bf16, quantization_config=AoqConfig(config))
+        quantized = time.perf_counter()
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        saved = time.perf_counter()
+        model, _ = load_model(directory)
+        reloaded = time.perf_counter()
     console.print(
         f"{name}: quantized while loading in {quantized - start:.1f} s, saved in {saved - quantized:.1f} s, "
         f"reloaded in {reloaded - saved:.1f} s",
@@ -123,17 +137,17 @@ def measure(models: list[PreTrainedModel], repeats: int, prompt: int = 256, step
     """Each model's best speed of `repeats`, in turns, so that a busy moment does not hit one model alone."""
     ids = torch.randint(1000, 20000, (1, prompt), generator=torch.Generator().manual_seed(0))
     best = [Speed(0, 0) for _ in models]
-    for _ in range(repeats):
-        for i, model in enumerate(models):
-            start = time.perf_counter()
-            out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-            read = time.perf_counter()
-            for _ in range(steps):
-                token = out.logits[:, -1:].argmax(-1)
-                out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-            written = time.perf_counter()
-            speed = Speed(prompt / (read - start), steps / (written - read))
-            best[i] = Speed(max(best[i].prefill, speed.prefill), max(best[i].decode, speed.decode))
+    for turn in track(range(repeats * len(models)), "Timing"):
+        i = turn % len(models)
+        start = time.perf_counter()
+        out = models[i](input_ids=ids, use_cache=True, logits_to_keep=1)
+        read = time.perf_counter()
+        for _ in range(steps):
+            token = out.logits[:, -1:].argmax(-1)
+            out = models[i](input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        written = time.perf_counter()
+        speed = Speed(prompt / (read - start), steps / (written - read))
+        best[i] = Speed(max(best[i].prefill, speed.prefill), max(best[i].decode, speed.decode))
     return best
 
 

@@ -19,6 +19,7 @@ from aoq.bench.report import (
     problems,
     shapes,
     times,
+    versus,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +44,7 @@ the weight, more of them than caches hold. Ratios are medians over paired rounds
 to read the weight once or to multiply at the instruction's full rate, whichever is longer, measured in the same rounds.
 What a contender returns is checked first, against fp64, with what its roundings allow.
 
-```
+```sh needs peers, a quarter of an hour
 aoq bench --quick                                    # a minute: aoq, torch and what else is installed here
 aoq bench --op int4_mm --shapes 4096x4096,14336x4096 --m 1,16,256 --plot roofline.png --json figures.json
 aoq bench --python vllm=DIR --only aoq --only vllm   # a peer from another virtual environment
@@ -67,7 +68,7 @@ def cases_of(report: Json, n: int, k: int) -> list[Json]:
 
 
 def main_table(report: Json) -> str:
-    """Every contender at the first shape: ms, and how many times faster than bf16; each op's fastest in bold."""
+    """Every contender at the first shape: ms, and how many times faster than torch; each op's fastest in bold."""
     n, k, group_size = shapes(report)[0]
     cases = cases_of(report, n, k)
     found = [figures(report, case) for case in cases]
@@ -84,8 +85,8 @@ def main_table(report: Json) -> str:
                 fastest = min(figure[other].seconds.median for other in names if other in figure)
                 if len(names) > 1 and figure[name].seconds.median == fastest:
                     text = f"**{text}**"
-                versus = figure[name].vs_bf16
-                cells.append(text if versus is None else f"{text} ({factor(versus.median)})")
+                ratio = figure[name].vs_plain
+                cells.append(text if ratio is None else f"{text} ({factor(ratio.median)})")
             ours = name in [contender["name"] for contender in report["contenders"] if contender["ours"]]
             rows.append([KINDS.get(op, "bf16"), f"**{name}**" if ours else name, *cells])
     for i in range(len(rows) - 1, 0, -1):  # a kind is named once
@@ -118,7 +119,7 @@ def peers_table(report: Json) -> str:
     return f"How many times faster than the best peer of the same kind{over}:\n\n{markdown(heading, rows)}"
 
 
-# README's table: of each model bf16 and these.
+# README's table: of each model torch's own and these.
 BRIEF = ("aoq int4, int8 head", "aoq int8-int4, int8 head", "aoq int8")
 
 
@@ -131,10 +132,10 @@ def models_table(report: Json, whole: bool = False) -> str:
         for result in model["results"]:
             found = model_figures(report, model, result)
             base = result is model["results"][0]
-            if found is None or not (whole or base or result["contender"] in brief):
+            if found is None or not (whole or base or result["contender"] in (*brief, *by_op(report, "bf16"))):
                 continue
-            prefill = f"{model['prompt'] / found.first.median:,.0f}" + brackets(found.first_vs_bf16)
-            decode = f"{1 / found.next.median:.1f}" + brackets(found.next_vs_bf16)
+            prefill = f"{model['prompt'] / found.first.median:,.0f}" + brackets(found.first_vs_plain)
+            decode = f"{1 / found.next.median:.1f}" + brackets(found.next_vs_plain)
             name = model["name"] + ", random" * model["random"] + ", compiled" * model["compiled"]
             memory, start = [f"{result['bytes'] / 1e6:,.0f}"], []
             if whole:
@@ -149,6 +150,12 @@ def models_table(report: Json, whole: bool = False) -> str:
 
 def brackets(ratio: Spread | None) -> str:
     return f" ({factor(ratio.median)})" if ratio is not None else ""
+
+
+def plain(report: Json) -> str:
+    """What everything was compared with."""
+    names = by_op(report, "bf16")
+    return names[0] if len(names) == 1 else f"the faster of {' and '.join(names)}"
 
 
 def conditions(report: Json) -> str:
@@ -166,7 +173,7 @@ def conditions(report: Json) -> str:
 
 def readme_part(report: Json, models: Json) -> str:
     return (
-        f"{models_table(models)}\nTransformers, eager or compiled; in brackets the speed-up over bf16. "
+        f"{models_table(models)}\nTransformers, eager or compiled; in brackets the speed-up over {plain(models)}. "
         f"{conditions(report)}\n`make bench` measures this anew and writes the table; "
         "[docs/benchmarks](docs/benchmarks/README.md) has matmuls beside every peer, other models and shapes, and the "
         "machine's limits.\n"
@@ -177,7 +184,8 @@ def page(report: Json, models: Json, further: dict[str, Json] | None = None) -> 
     """Everything, for docs/benchmarks; `further` by the names in `FURTHER`."""
     text = (
         f"{INTRODUCTION}\n{conditions(report)}\n\n## In short\n\n{main_table(report)}\n"
-        f"Through `F.linear` on bf16 x, cold weights; in brackets the speed-up over bf16.\n\n{peers_table(report)}"
+        f"Through `F.linear` on bf16 x, cold weights; in brackets the speed-up over {plain(report)}.\n\n"
+        f"{peers_table(report)}"
     )
     for n, k, group_size in shapes(report):
         picture = FOLDER / (f"cpu-{n}x{k}.png" if len(shapes(report)) > 1 else "cpu.png")
@@ -193,16 +201,16 @@ def page(report: Json, models: Json, further: dict[str, Json] | None = None) -> 
                 cells = [milliseconds(each[name].seconds.median) if name in each else "" for name in names]
                 least = Spread.of(limit(report, op, case))
                 ours = each.get(by_op(report, op)[0])
-                versus = ["", "", "", ""]
+                beside = ["", "", "", ""]
                 if ours is not None and ours.of_limit is not None:
-                    versus = [
+                    beside = [
                         f"{ours.of_limit.median:.0%}",
                         times(ours.vs_peer),
                         ours.peer or "",
-                        times(ours.vs_bf16),
+                        versus(ours.vs_plain, ours.plain),
                     ]
-                rows.append([str(case["m"]), *cells, milliseconds(least.median) if least else "", *versus])
-            heading = [f"`{op}`, ms; M", *names, "limit", "of limit", "against best peer", "best peer", "against bf16"]
+                rows.append([str(case["m"]), *cells, milliseconds(least.median) if least else "", *beside])
+            heading = [f"`{op}`, ms; M", *names, "limit", "of limit", "against best peer", "best peer", "against torch"]
             text += "\n" + markdown(heading, rows)
     for name, run in (further or {}).items():
         text += f"\n## {FURTHER[name]}\n\n{main_table(run)}\n{conditions(run)}\n"

@@ -5,6 +5,8 @@ import hypothesis
 import pytest
 import torch
 
+from aoq import cpu
+
 hypothesis.settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("quick")
 
@@ -25,8 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def alike() -> Iterator[None]:
-    """A test begins as if it were the only one."""
+def alike(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test begins as if it were the only one, on a CPU for which no dtype is changed."""
+    monkeypatch.setattr(cpu, "cpu_features", lambda *_: frozenset({"avx512_bf16"}))
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     yield

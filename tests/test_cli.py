@@ -27,8 +27,10 @@ from aoq import (
     MappingType,
     cli,
     config_to_dict,
+    cpu,
 )
 from aoq.cli import app
+from aoq.evaluation import Quality
 from aoq.storage.checkpoint import stored_weights, weight_files
 from example_models import real_model, tiny_model
 from widths import representative
@@ -129,6 +131,35 @@ def test_formats_by_name(tmp_path: Path, options: list[str], config: AOBaseConfi
     assert model.config.quantization_config.quant_type == config
 
 
+def test_dtype_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = with_tokenizer(tiny_model(tmp_path))
+    run("quantize", source, "-o", tmp_path / "stored")
+    monkeypatch.setattr(cpu, "cpu_features", lambda: frozenset({"avx2"}))
+    for dtype in ("auto", "bf16"):
+        assert run("quantize", source, "-o", tmp_path / dtype, "--dtype", dtype).exit_code == 0
+    stored, auto, bf16 = (load_file(tmp_path / name / "model.safetensors") for name in ("stored", "auto", "bf16"))
+    assert all(bf16[name].equal(tensor) for name, tensor in stored.items())
+    for name, tensor in auto.items():  # codes and scales are the same, the rest is the same in fp32
+        quantized = "_weight_" in name
+        assert tensor.dtype is (stored[name].dtype if quantized else torch.float32)
+        assert tensor.equal(stored[name].to(tensor.dtype))
+    config = json.loads((tmp_path / "auto" / "config.json").read_text())
+    assert config["dtype"] == "float32"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "auto")
+    assert {param.dtype for param in model.parameters()} == {torch.float32}
+
+    # What `aoq eval` computes in: seen by the model that it evaluates.
+    seen = []
+    monkeypatch.setattr(
+        "aoq.evaluation.evaluate",
+        lambda model, windows, reference: seen.append((model.dtype, reference.dtype)) or Quality(1.0, 1, 1.0, 0.0, 1.0),
+    )
+    for options in ([], ["--dtype", "bf16"]):
+        result = run("eval", tmp_path / "stored", "--against", source, "--windows", 1, "--length", 64, *options)
+        assert result.exit_code == 0, result.stderr
+    assert seen == [(torch.float32,) * 2, (torch.bfloat16,) * 2]
+
+
 def test_installation() -> None:
     result = run("info")
     assert result.exit_code == 0
@@ -199,6 +230,8 @@ def test_errors(tmp_path: Path) -> None:
         run("quantize", source, "-o", out, "--config", "fp8", "--asymmetric"), "--asymmetric", "int8-int4", "fp8"
     )
     assert_fails(run("quantize", source, "-o", out, "--dtype", "int7"), "--dtype", "int7")
+    assert_fails(run("quantize", source, "-o", out, "--dtype", ""), "--dtype: expected one of auto")
+    assert_fails(run("eval", source, "--dtype", "int7"), "--dtype", "auto, bf16, fp16, fp32", "int7")
     (tmp_path / "unknown.json").write_text('{"_type": "Int5Config", "_data": {}}')
     assert_fails(
         run("quantize", source, "-o", out, "--config", tmp_path / "unknown.json"),
@@ -212,6 +245,72 @@ def test_errors(tmp_path: Path) -> None:
     assert_fails(run("quantize", source, "-o", out, "--skip", "mpl"), "skip: 'mpl' matches no module (did you mean mlp")
     assert_fails(run("quantize", source, "-o", "/proc/none/out"), "/proc/none/out: cannot be made")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan"])
+def test_max_shard(tmp_path: Path, value: str) -> None:
+    for command in ("quantize", "convert"):
+        result = run(command, tiny_model(tmp_path), "-o", tmp_path / "out", "--max-shard", value)
+        assert_fails(result, "--max-shard: expected GB above 0", f"got {value}")
+
+
+def test_values_without_sense(tmp_path: Path) -> None:
+    source, out = tiny_model(tmp_path), tmp_path / "out"
+    assert_fails(run("quantize", source, "-o", out, "--skip", ""), "skip: '' matches no module")
+    for config in ("int4", "int8-int4", "int3"):
+        result = run("quantize", source, "-o", out, "--config", config, "--group-size", 10**20)
+        assert_fails(result, "group_size: expected at most 2147483647, got 100000000000000000000")
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
+    assert_fails(run("quantize", source, "-o", out, "--config", deep), "deep.json", "nested too deep")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AttributeError("x"),
+        KeyError("weight"),
+        IndexError("3"),
+        OverflowError("big"),
+        RecursionError(""),
+        AssertionError(),
+    ],
+)
+def test_no_error_is_a_traceback(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a mere key: one that nobody foresaw says what it is and where."""
+
+    def failing(files: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "weight_files", failing)
+    assert_fails(run("info", tmp_path), type(error).__name__, "cli.py:", str(error), "bug")
+
+
+def test_aoq_that_cannot_be_imported() -> None:
+    code = "import sys; sys.argv = ['aoq', 'info']; from aoq_autoload.command import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**ENVIRONMENT, "AOQ_ISA": "z80"}
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("aoq: error: AOQ_ISA=z80 is not an ISA")
+
+
+def test_verify(tmp_path: Path) -> None:
+    source, out = tiny_model(tmp_path), tmp_path / "out"
+    run("quantize", source, "-o", out, "--group-size", 32)
+    count = len(load_file(out / "model.safetensors"))
+    result = run("info", out, "--verify")
+    assert result.exit_code == 0, result.stderr
+    assert f"{count} tensors are as they were written\n" in result.output
+    data = bytearray((out / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (out / "model.safetensors").write_bytes(data)
+    assert run("info", out).exit_code == 0
+    assert_fails(run("info", out, "--verify"), "model.safetensors: ", "data are not those that were written")
+    assert_fails(run("info", source, "--verify"), "has no hashes")
+    assert_fails(run("info", "--verify"), "--verify")
 
 
 def test_skip_leaves_modules_besides_the_output_layer(tmp_path: Path) -> None:
@@ -297,8 +396,9 @@ def test_full_disk(tmp_path: Path) -> None:
     source = tiny_model(tmp_path)
     result = run_process("quantize", source, "-o", tmp_path / "out", code=limit)
     assert result.returncode == 1
-    assert "aoq: error: " in result.stderr
-    assert "Traceback" not in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"aoq: error: {tmp_path / 'out'}")
+    assert ".out." not in line  # the scratch directory is nobody's business
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 

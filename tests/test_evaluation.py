@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from aoq import AoqConfig, Int4WeightOnlyConfig
-from aoq.evaluation import evaluate, evaluation_text, evaluation_windows
+from aoq.evaluation import evaluate, evaluate_all, evaluation_text, evaluation_windows
 from aoq.integrations.transformers import load_model
 from example_models import real_model, tiny_model
 
@@ -62,6 +62,20 @@ def test_distance(tmp_path: Path) -> None:
     assert quality.kl == pytest.approx(expected, rel=1e-4)
     assert quality.top1 == pytest.approx((log_r.argmax(-1) == log_p.argmax(-1)).float().mean().item())
     assert quality.reference_perplexity == same.perplexity
+
+
+def test_the_reference_reads_once_for_all(tmp_path: Path) -> None:
+    reference = model(tmp_path)
+    others = [model(tmp_path, quantization_config=AoqConfig(Int4WeightOnlyConfig(size))) for size in (16, 80)]
+    windows = torch.randint(160, (3, 40), generator=torch.Generator().manual_seed(1))
+    calls = []
+    handle = reference.register_forward_hook(lambda *_: calls.append(1))
+    together = evaluate_all(others, windows, reference)
+    assert len(calls) == len(windows)
+    handle.remove()
+    assert together == [evaluate(other, windows, reference) for other in others]
+    assert together[0] != together[1]
+    assert evaluate_all(others, windows) == [evaluate(other, windows) for other in others]
 
 
 def test_different_vocabularies(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import ctypes
 import dataclasses
 import functools
 import json
+import math
 import platform
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Literal, ParamSpec
 
 import torch
 import typer
@@ -23,7 +25,9 @@ import aoq
 from aoq import _C
 from aoq.config import AOBaseConfig, MappingType, config_from_dict
 from aoq.integrations.quantization_config import check_version
+from aoq.ops.dtypes import dtype_name
 from aoq.ops.kernels import kernels
+from aoq.storage import checkpoint
 from aoq.storage.checkpoint import StoredWeight, read_json, stored_weights, weight_files
 from aoq.tensors.formats import commands, takers
 
@@ -44,7 +48,8 @@ _ZEROS = ", ".join(
     for name, config in takers("mapping_type").items()
     if config.options()["mapping_type"] is MappingType.ASYMMETRIC
 )
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_AUTO = "bf16, fp16 or fp32: of what is not quantized; by default as stored, or fp32 where bf16 is slow here."
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -59,12 +64,26 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            print(f"aoq: error: {text}", file=sys.stderr)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            print(f"aoq: error: {_one_line(error)}", file=sys.stderr)
             raise typer.Exit(1) from error
 
     return wrapper
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (OSError, ValueError, TypeError, RuntimeError, ImportError, MemoryError)) and not isinstance(
+        error, RecursionError
+    ):
+        return text
+    # Nobody foresaw this one: by itself the text would say little, such as a key.
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "aoq" in Path(frame.filename).parts] or frames
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+    return f"{type(error).__name__} in {where}: {text}; please report this as a bug of aoq"
 
 
 def _show_version(wanted: bool) -> None:
@@ -101,7 +120,10 @@ def quantize(
     embedding: Annotated[
         str | None, typer.Option(help="Embeddings and head too, in a format of their own: as --config.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32: of what is not quantized.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bf16, fp16 or fp32; auto: of what is not quantized, fp32 where bf16 is slow here."),
+    ] = None,
     max_shard: Annotated[float, typer.Option(help="GB that a file may have.")] = 2.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")] = False,
 ) -> None:
@@ -109,8 +131,9 @@ def quantize(
     _quiet_transformers()
     from aoq.storage.convert import quantize_checkpoint
 
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"--dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
+    wanted: torch.dtype | Literal["auto"] | None = None
+    if dtype is not None:
+        wanted = _dtype(dtype) or "auto"
     # Ended like an interrupt, so that nothing half-written stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = quantize_checkpoint(
@@ -120,8 +143,8 @@ def quantize(
         skip=skip,
         include_embedding=include_embedding,
         embedding=None if embedding is None else _config(embedding, option="--embedding"),
-        dtype=_DTYPES[dtype] if dtype else None,
-        max_shard_bytes=int(max_shard * 1e9),
+        dtype=wanted,
+        max_shard_bytes=_shard_bytes(max_shard),
         overwrite=overwrite,
     )
     console.print(f"{report}\nwritten to {output}", highlight=False)
@@ -140,7 +163,7 @@ def convert(
     from aoq.storage.convert import convert_checkpoint
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    report = convert_checkpoint(source, output, max_shard_bytes=int(max_shard * 1e9), overwrite=overwrite)
+    report = convert_checkpoint(source, output, max_shard_bytes=_shard_bytes(max_shard), overwrite=overwrite)
     lines = str(report).splitlines()
     console.print("\n".join([lines[0].replace("quantized", "converted", 1), *lines[1:], f"written to {output}"]))
 
@@ -173,6 +196,19 @@ def _config(
         raise ValueError(f"{name}: {error}") from error
 
 
+def _shard_bytes(gigabytes: float) -> int:
+    if not 0 < gigabytes < math.inf:
+        raise ValueError(f"--max-shard: expected GB above 0, got {gigabytes:g}")
+    return max(1, int(gigabytes * 1e9))
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    """The dtype by its name; None for "auto". Raises ValueError."""
+    if name != "auto" and name not in _DTYPES:
+        raise ValueError(f"--dtype: expected one of auto, {', '.join(_DTYPES)}, got {name}")
+    return _DTYPES.get(name)
+
+
 @app.command("eval")
 @one_line_errors
 def evaluate(
@@ -180,6 +216,7 @@ def evaluate(
     against: Annotated[Path | None, typer.Option(help="A model to compare with: the one before quantization.")] = None,
     windows: Annotated[int, typer.Option(help="Windows of text to evaluate on.")] = 12,
     length: Annotated[int, typer.Option(help="Tokens in a window.")] = 1024,
+    dtype: Annotated[str, typer.Option(help=_AUTO)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Perplexity on real text and, with --against, KL divergence and top-1 agreement."""
@@ -187,8 +224,9 @@ def evaluate(
     from aoq import evaluation
     from aoq.integrations.transformers import load_model
 
-    model, tokenizer = load_model(directory)
-    reference = load_model(against)[0] if against is not None else None
+    wanted = _dtype(dtype)
+    model, tokenizer = load_model(directory, wanted)
+    reference = load_model(against, wanted)[0] if against is not None else None
     tokens = evaluation.evaluation_windows(tokenizer, windows, length)
     quality = evaluation.evaluate(model, tokens, reference)
     if as_json:
@@ -211,12 +249,19 @@ def evaluate(
 @one_line_errors
 def info(
     directory: Annotated[Path | None, typer.Argument(help="A checkpoint; without one, this installation.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare a checkpoint's data with the hashes that were written with them.")
+    ] = False,
 ) -> None:
     """What a checkpoint holds, or what this installation of aoq can do here."""
     if directory is None:
+        if verify:
+            raise ValueError("--verify: needs a checkpoint's directory")
         _print_installation()
-    else:
-        _print_checkpoint(directory)
+        return
+    _print_checkpoint(directory)
+    if verify:
+        _verify(directory)
 
 
 @app.command()
@@ -245,6 +290,7 @@ def bench(
     random_model: Annotated[list[str] | None, typer.Option(help="The same by name: llama-3.2-1b, ...")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Models also under torch.compile.")] = False,
     device: Annotated[str, typer.Option(help="Of models: cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"Of models: {_AUTO}")] = "auto",
     minutes: Annotated[float | None, typer.Option(help="Of models: begin nothing later than this.")] = None,
     prompt: Annotated[int, typer.Option(help="Tokens that a model reads.")] = 512,
     steps: Annotated[int, typer.Option(help="Tokens that it then writes.")] = 32,
@@ -255,7 +301,7 @@ def bench(
         bool, typer.Option("--realtime", help="Run at real-time priority (root): steadier on a busy machine.")
     ] = False,
 ) -> None:
-    """Time aoq's matmuls, or models, beside bf16, every peer that is installed, and what this machine can do."""
+    """Time aoq's matmuls, or models, beside torch's own, every peer that is installed, and what this machine can do."""
     from aoq.bench import command, measure, models
 
     threads = threads or torch.get_num_threads()
@@ -279,6 +325,7 @@ def bench(
         compile_,
         device,
         minutes,
+        dtype if (named := _dtype(dtype)) is None else dtype_name(named),
     )
     files = command.contender_files(contenders or ())
     every = measure.entries(sys.executable, command.parse_pythons(python or ()), isa or (), files)
@@ -364,6 +411,15 @@ def _print_checkpoint(directory: Path) -> None:
     table.add_section()
     table.add_row("all", "", *_figures(weights))
     console.print(table)
+
+
+def _verify(directory: Path) -> None:
+    """Raises ValueError unless everything that has a hash is as it was written, and something has one."""
+    verified, unknown = checkpoint.verify(weight_files(directory))
+    if not verified:
+        raise ValueError(f"{directory}: has no hashes to verify: it was written by aoq 0.2 or older, or by others")
+    rest = f"; {unknown} more have no hash" if unknown else ""
+    print(f"{verified} tensors are as they were written{rest}")
 
 
 def _figures(weights: Collection[StoredWeight]) -> tuple[str, str, str, str]:

@@ -8,6 +8,7 @@ window is read on its own, no context is carried over.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,38 +64,74 @@ def evaluation_windows(
     return torch.stack([ids[start : start + length] for start in range(0, needed, 2 * length)])
 
 
-@torch.inference_mode()
 def evaluate(model: PreTrainedModel, windows: torch.Tensor, reference: PreTrainedModel | None = None) -> Quality:
     """Perplexity of `model` on `windows` (int64 [count, length]); with `reference`, its distance from it too.
 
-    Both models see each window in turn, so no logits are stored between windows. Raises ValueError when the
-    two models do not share a vocabulary.
+    Raises ValueError when the two models do not share a vocabulary.
     """
-    nll = reference_nll = kl = 0.0
-    agreed = tokens = 0
-    for window in track(windows, "Evaluating"):
+    return evaluate_all([model], windows, reference)[0]
+
+
+@torch.inference_mode()
+def evaluate_all(
+    models: Sequence[PreTrainedModel], windows: torch.Tensor, reference: PreTrainedModel | None = None
+) -> list[Quality]:
+    """What `evaluate` says of each of `models`, for which `reference` reads the text only once.
+
+    All models see each window in turn, so no logits are stored between windows.
+    """
+    sums = [_Sums() for _ in models]
+    reference_nll = 0.0
+    steps = [(window, i) for window in windows for i in range(-1 if reference is not None else 0, len(models))]
+    against: torch.Tensor | None = None
+    for window, i in track(steps, "Evaluating"):
         target = window[1:]
-        logits = _logits(model, window)
-        against = None if reference is None else _logits(reference, window)
+        if i < 0:
+            assert reference is not None
+            against = _logits(reference, window)
+            reference_nll += sum(_nll(log_p, target[rows]) for rows, log_p in _log_softmax(against))
+            continue
+        logits = _logits(models[i], window)
         if against is not None and against.shape != logits.shape:
             raise ValueError(
                 f"the models have different vocabularies: {logits.shape[-1]} and {against.shape[-1]} tokens"
             )
-        for start in range(0, len(target), _ROWS):
-            rows = slice(start, start + _ROWS)
-            index = target[rows, None]
-            log_p = logits[rows].float().log_softmax(-1)
-            nll -= log_p.gather(1, index).sum().item()
+        sums[i].add(logits, against, target)
+    tokens = len(windows) * (windows.shape[1] - 1)
+    if reference is None:
+        return [Quality(math.exp(each.nll / tokens), tokens) for each in sums]
+    perplexity = math.exp(reference_nll / tokens)
+    return [
+        Quality(math.exp(each.nll / tokens), tokens, perplexity, each.kl / tokens, each.agreed / tokens)
+        for each in sums
+    ]
+
+
+@dataclass
+class _Sums:
+    """Over the tokens so far: negative log-likelihood, divergence from the reference, agreement with it."""
+
+    nll: float = 0.0
+    kl: float = 0.0
+    agreed: int = 0
+
+    def add(self, logits: torch.Tensor, against: torch.Tensor | None, target: torch.Tensor) -> None:
+        for rows, log_p in _log_softmax(logits):
+            self.nll += _nll(log_p, target[rows])
             if against is not None:
                 log_r = against[rows].float().log_softmax(-1)
-                reference_nll -= log_r.gather(1, index).sum().item()
-                kl += (log_r.exp() * (log_r - log_p)).sum().item()
-                agreed += int((log_r.argmax(-1) == log_p.argmax(-1)).sum())
-        tokens += len(target)
-    perplexity = math.exp(nll / tokens)
-    if reference is None:
-        return Quality(perplexity, tokens)
-    return Quality(perplexity, tokens, math.exp(reference_nll / tokens), kl / tokens, agreed / tokens)
+                self.kl += (log_r.exp() * (log_r - log_p)).sum().item()
+                self.agreed += int((log_r.argmax(-1) == log_p.argmax(-1)).sum())
+
+
+def _log_softmax(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    for start in range(0, len(logits), _ROWS):
+        rows = slice(start, start + _ROWS)
+        yield rows, logits[rows].float().log_softmax(-1)
+
+
+def _nll(log_p: torch.Tensor, target: torch.Tensor) -> float:
+    return -log_p.gather(1, target[:, None]).sum().item()
 
 
 def _logits(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ def test_end_to_end(tmp_path, monkeypatch):
     names = [contender["name"] for contender in report["contenders"]]
     ours = [f"aoq {way.command.replace('-weight', ' weight')}" for way in chosen]
     assert {"aoq int4", "aoq int8-int4", "aoq int8 weight"} <= set(ours)
-    assert names == [*ours, "torch bf16", "ATen int4", "ATen int8 weight"]
+    assert names == [*ours, "torch bf16", "torch fp32", "ATen int4", "ATen int8 weight"]
     assert len(report["cases"]) == 4
     for case in report["cases"]:
         for found in case["results"]:
@@ -129,7 +129,7 @@ def test_contenders_of_ones_own(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     report = json.loads(file.read_text())
     assert {contender["name"] for contender in report["contenders"]} == {
-        "aoq int4", "aoq int8-int4", "torch bf16", *names,
+        "aoq int4", "aoq int8-int4", "torch bf16", "torch fp32", *names,
     }  # fmt: skip
     for case in report["cases"]:
         assert [found["status"] for found in case["results"]] == ["ok"] * len(case["results"])

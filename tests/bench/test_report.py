@@ -6,7 +6,18 @@ import math
 import pytest
 from rich.console import Console
 
-from aoq.bench.report import Spread, figures, least_bytes, limit, milliseconds, paired, print_report, problems, times
+from aoq.bench.report import (
+    Spread,
+    figures,
+    least_bytes,
+    limit,
+    milliseconds,
+    paired,
+    print_report,
+    problems,
+    times,
+    versus,
+)
 
 
 def case(n=4096, k=4096, m=1, rounds=3, **seconds):
@@ -55,11 +66,11 @@ def test_figures():
     found = figures(report(measured), measured)["ours"]
     assert found.seconds.median == 1e-3
     assert found.peer == "fast" and found.vs_peer == Spread(2, 2, 2)
-    assert found.vs_bf16 == Spread(4, 4, 4)
+    assert found.vs_plain == Spread(4, 4, 4)
     assert found.of_limit.median == pytest.approx(least_bytes("int4_mm", measured) / 1e10 / 1e-3)
     assert not found.noisy
     base = figures(report(measured), measured)["base"]
-    assert base.vs_bf16 is None and base.vs_peer is None
+    assert base.vs_plain is None and base.vs_peer is None
 
 
 def test_the_best_peer_is_one_that_was_measured():
@@ -69,7 +80,22 @@ def test_the_best_peer_is_one_that_was_measured():
     assert found["ours"].peer == "slow" and "fast" not in found
     alone = case(ours=[1e-3] * 3)
     assert figures(report(alone), alone)["ours"].peer is None
-    assert figures(report(alone), alone)["ours"].vs_bf16 is None
+    assert figures(report(alone), alone)["ours"].vs_plain is None
+
+
+def test_it_is_compared_with_the_faster_dtype_of_torch():
+    measured = case(ours=[1e-3] * 3, base=[4e-3] * 3)
+    measured["results"].append(
+        {"contender": "fp32", "status": "ok", "seconds": [3e-3] * 3, "calls": [9] * 3, "quiet": [9] * 3}
+    )
+    whole = report(measured)
+    whole["contenders"].append({"name": "fp32", "op": "bf16", "package": "torch", "ours": False})
+    found = figures(whole, measured)
+    assert (found["ours"].vs_plain, found["ours"].plain) == (Spread(3, 3, 3), "fp32")
+    for name in ("base", "fp32"):
+        assert found[name].vs_plain is None
+    assert versus(Spread(3, 3, 3), "torch fp32") == "3.00x (3.00-3.00) fp32"
+    assert versus(None, None) == ""
 
 
 def test_a_noisy_figure_is_marked():

@@ -21,6 +21,7 @@ from transformers import (
     AutoTokenizer,
     CompileConfig,
     GPT2Config,
+    LlamaForCausalLM,
     PreTrainedModel,
     Qwen3MoeConfig,
     T5Config,
@@ -41,8 +42,10 @@ from aoq import (
     Int8WeightOnlyConfig,
     MappingType,
     QuantizedTensor,
+    cpu,
     quantize_,
 )
+from aoq.integrations.transformers import load_model
 from aoq.storage.convert import quantize_checkpoint
 from aoq.storage.safetensors import flatten
 from example_models import SHAPE, real_model, tiny_model
@@ -63,6 +66,60 @@ def load(directory: Path, config: AoqConfig | None = None, **kwargs: object) -> 
     if config is not None:
         kwargs["quantization_config"] = config
     return AutoModelForCausalLM.from_pretrained(directory, **kwargs)
+
+
+def slow_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "cpu_features", lambda: frozenset({"avx2"}))
+    cpu.say_choice.cache_clear()
+
+
+def test_auto_is_fp32_where_bf16_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of what is not quantized; codes and scales are those of any other machine."""
+    source = tiny_model(tmp_path)
+    expected = load(source, AoqConfig(CONFIG))
+    assert expected.dtype is torch.bfloat16
+    expected.save_pretrained(tmp_path / "bf16")
+    slow_bf16(monkeypatch)
+    for auto in ({}, {"dtype": "auto"}):
+        model = load(source, AoqConfig(CONFIG), **auto)
+        assert {param.dtype for param in model.parameters()} == {torch.float32}
+        ours, theirs = weights(model), weights(expected)
+        parts = [name for name in ours if "_weight_" in name]
+        assert len(parts) == 3 * 14
+        assert all(ours[name].dtype is theirs[name].dtype and ours[name].equal(theirs[name]) for name in parts)
+        assert (model(IDS).logits - expected(IDS).logits).abs().max() < 0.1
+    (line,) = [text for text in caplog.messages if "bfloat16" in text]
+    assert "what is not quantized is float32" in line
+
+    caplog.clear()
+    # An explicit dtype is obeyed, of the class itself too; a checkpoint keeps the one it was saved with.
+    assert load(source, AoqConfig(CONFIG), dtype=torch.bfloat16).dtype is torch.bfloat16
+    assert (
+        LlamaForCausalLM.from_pretrained(source, quantization_config=AoqConfig(CONFIG), dtype="bfloat16").dtype
+        is torch.bfloat16
+    )
+    assert load(tmp_path / "bf16").dtype is torch.bfloat16
+    model.save_pretrained(tmp_path / "fp32")
+    assert load(tmp_path / "fp32").dtype is torch.float32
+    assert not caplog.messages
+    # Nothing to choose where the files have another dtype, or another device computes.
+    assert load(tmp_path / "fp32").dtype is torch.float32
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert load(source, AoqConfig(CONFIG)).dtype is torch.bfloat16
+    assert load(source, AoqConfig(CONFIG), device_map="cpu").dtype is torch.float32
+
+
+def test_load_model_computes_in_fp32_where_bf16_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_model(tmp_path)
+    load(source, AoqConfig(CONFIG)).save_pretrained(tmp_path / "int4")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda directory: None)
+    assert load_model(source)[0].dtype is torch.bfloat16
+    slow_bf16(monkeypatch)
+    for directory in (source, tmp_path / "int4"):
+        assert load_model(directory)[0].dtype is torch.float32
+        assert load_model(directory, torch.bfloat16)[0].dtype is torch.bfloat16
 
 
 def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

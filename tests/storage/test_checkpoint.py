@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aoq import AoqConfig, Int4Tensor, Int4WeightOnlyConfig
-from aoq.storage.checkpoint import INDEX, stored_weights, weight_files
+from aoq.storage.checkpoint import INDEX, stored_weights, verify, weight_files
 from aoq.storage.convert import new_directory, quantize_checkpoint
 from example_models import real_model, tiny_model
 
@@ -149,11 +153,135 @@ def test_existing_destination(tmp_path: Path) -> None:
         quantize_checkpoint(source, tmp_path / "out", CONFIG, overwrite=True)
     (tmp_path / "out" / "config.json").write_text("{}")
     quantize_checkpoint(source, tmp_path / "out", CONFIG, overwrite=True)
-    assert not (tmp_path / "out" / "diary.txt").exists()
+    assert weight_files(tmp_path / "out")
     for destination in (source, source / "out", tmp_path):
         (tmp_path / "config.json").write_text("{}")
         with pytest.raises(ValueError, match="overlaps the source"):
             quantize_checkpoint(source, destination, CONFIG, overwrite=True)
+
+
+def test_overwriting_takes_only_a_checkpoint_away(tmp_path: Path) -> None:
+    source, out = tiny_model(tmp_path), tmp_path / "out"
+    quantize_checkpoint(source, out, CONFIG, max_shard_bytes=20_000)
+    (out / "notes").mkdir()
+    (out / "notes" / "diary.txt").write_text("dear")
+    (out / "runs.csv").write_text("1,2")
+    (out / "tokenizer.json").write_text("of the old one")
+    assert (out / INDEX).exists()
+    quantize_checkpoint(source, out, CONFIG, overwrite=True)
+    names = {path.name for path in out.iterdir()}
+    assert {"notes", "runs.csv", "config.json", "model.safetensors"} <= names
+    assert not any(name == "tokenizer.json" or name == INDEX or name.startswith("model-") for name in names)
+    assert (out / "notes" / "diary.txt").read_text() == "dear"
+    assert_nothing_left(tmp_path, source.name, "out")
+
+
+def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
+    source = tiny_model(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere" / "checkpoint")  # leads to nothing yet
+    for overwrite in (False, True):
+        quantize_checkpoint(source, tmp_path / "out", CONFIG, overwrite=overwrite)
+        assert (tmp_path / "out").is_symlink()
+        assert weight_files(tmp_path / "elsewhere" / "checkpoint")
+    assert_nothing_left(tmp_path / "elsewhere", "checkpoint")
+    with pytest.raises(ValueError, match="overlaps the source"):
+        (tmp_path / "source").symlink_to(source)
+        quantize_checkpoint(source, tmp_path / "source", CONFIG, overwrite=True)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from aoq.storage import convert
+destination, moment = Path(sys.argv[1]), sys.argv[2]
+rename = Path.rename
+def killing(self, target):
+    result = rename(self, target)
+    if Path(target).name == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+Path.rename = killing
+with convert.new_directory(destination, overwrite=True) as directory:
+    (directory / "config.json").write_text("new")
+    if moment == "filled":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("moment", "kept"), [("filled", "old"), ("replaced", "old"), ("out", "new")])
+def test_what_a_killed_run_left_is_cleaned_up(tmp_path: Path, moment: str, kept: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    (out / "diary.txt").write_text("dear")
+    done = subprocess.run([sys.executable, "-c", KILLED, out, moment])
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == (1 if moment == "replaced" else 2)
+    seen = []
+
+    with new_directory(tmp_path / "other"), new_directory(out, overwrite=True) as directory:
+        # By the time that the next run writes, all is as before the killed one, or after it.
+        seen.append(((out / "config.json").read_text(), (out / "diary.txt").read_text()))
+        (directory / "config.json").write_text("next")
+        with pytest.raises(KeyError), new_directory(out, overwrite=True):  # beside it, one that fails: each its own
+            raise KeyError
+        assert directory.exists()
+    assert seen == [(kept, "dear")]
+    assert (out / "config.json").read_text() == "next"
+    assert (out / "diary.txt").read_text() == "dear"
+    assert_nothing_left(tmp_path, "other", "out")
+
+
+@pytest.mark.parametrize("value", ["../other.safetensors", "/etc/passwd", "a/../../b", "", ".", 3, None])
+def test_an_index_that_leaves_the_directory(tmp_path: Path, value: object) -> None:
+    source = tiny_model(tmp_path, shards=3)
+    index = json.loads((source / INDEX).read_text())
+    index["weight_map"]["lm_head.weight"] = value
+    (source / INDEX).write_text(json.dumps(index))
+    with pytest.raises(
+        ValueError, match=rf"{INDEX}: weight_map: lm_head.weight: expected a file in the same directory"
+    ):
+        quantize_checkpoint(source, tmp_path / "out", CONFIG)
+    for weight_map in ({}, ["x"], None):
+        (source / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(ValueError, match=rf"{INDEX}: weight_map: expected files by weight"):
+            weight_files(source)
+
+
+def test_a_file_is_as_large_as_a_number(tmp_path: Path) -> None:
+    for size in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="max_shard_bytes: expected a number above 0"):
+            quantize_checkpoint(tiny_model(tmp_path), tmp_path / "out", CONFIG, max_shard_bytes=size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["converted", "loaded"])
+def test_hashes(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = tiny_model(tmp_path, shards=1), tmp_path / "out"
+    if how == "converted":
+        quantize_checkpoint(source, out, CONFIG, max_shard_bytes=20_000)
+    else:
+        quantized_on_load(source, out)
+    files = weight_files(out)
+    count = sum(len(load_file(file)) for file in files)
+    assert verify(files) == (count, 0)
+    assert verify(weight_files(source)) == (0, len(tensors(source)))
+    name = "model.layers.0.mlp.up_proj._weight_scale"
+    file = next(file for file in files if name in load_file(file))
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    changed = load_file(file)
+    changed[name].view(torch.uint8)[3, 1] ^= 1
+    save_file(changed, file, metadata)
+    with pytest.raises(ValueError, match=rf"{file.name}: {name}: its data .* expected SHA-256 \w+, got"):
+        verify(files)
+    AutoModelForCausalLM.from_pretrained(out)
+    monkeypatch.setenv("AOQ_VERIFY", "1")
+    with pytest.raises(ValueError, match=name):
+        AutoModelForCausalLM.from_pretrained(out)
+    save_file(changed, file, metadata | {"aoq.sha256": "[1]"})
+    with pytest.raises(ValueError, match="expected hashes by name"):
+        verify(files)
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("No space left on device"), MemoryError])

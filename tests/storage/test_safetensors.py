@@ -273,3 +273,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         save_file({"a": torch.zeros(2)}, path)
     assert os.listdir(tmp_path) == ["model.safetensors"]
     assert torch.equal(load_file(path)["a"], torch.ones(2))
+
+
+def test_loading_verifies_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(model().state_dict(), path)
+    assert load_file(path, verify=True).keys() == load_file(path).keys()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 4
+    path.write_bytes(data)
+    load_file(path)
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*data are not those that were written"):
+        load_file(path, verify=True)
+    bare = tmp_path / "bare.safetensors"
+    safetensors_torch.save_file({"x": torch.ones(3)}, bare)
+    assert load_file(bare, verify=True)["x"].tolist() == [1, 1, 1]

@@ -117,7 +117,7 @@ class Contender:
     """
 
     name: ClassVar[str]  # in tables
-    op: ClassVar[str]  # what it competes in, one of measure.OPS; "bf16" is what all are compared with
+    op: ClassVar[str]  # what it competes in, one of measure.OPS; "bf16" is what the others are compared with
     package: ClassVar[str]  # the distribution whose version counts
     environment: ClassVar[dict[str, str]] = {}  # of its process
     prepares: ClassVar[bool] = False  # the first product of each weight and m does more than the others
@@ -172,6 +172,7 @@ class Contender:
 
     matmuls: ClassVar[tuple[str, ...]] = ("cpu",)  # the devices on which single products, or quantizers, are measured
     models: ClassVar[bool] = False  # whether `quantize_model` is there
+    dtype: ClassVar[str] = ""  # of models: of what is not quantized; "": as asked for
     devices: ClassVar[tuple[str, ...]] = ("cpu",)  # that models can be for
 
     @classmethod

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
+from aoq.cpu import auto_dtype
+from aoq.ops.dtypes import dtype_name
+
 from . import machine
 from .measure import BASELINE, Entry, Json, Progress, Report, Session
 
@@ -63,14 +68,23 @@ class ModelSettings:
     compiled: bool = False  # compiled too, not only eager
     device: str = "cpu"  # or "cuda"
     minutes: float | None = None  # begin nothing later than this
+    dtype: str = "auto"  # of what is not quantized; "auto": as stored, but fp32 where bf16 is slow
+
+    def dtype_of(self, source: Path) -> str:
+        """The dtype for the model in `source`, by name."""
+        if self.dtype != "auto":
+            return self.dtype
+        config = json.loads((source / "config.json").read_text())
+        name: str = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        return dtype_name(auto_dtype(getattr(torch, name))) if self.device == "cpu" else name
 
 
 class ModelMeasurement(Session):
     """Measures models as `settings` say, under each entry that can quantize one.
 
-    The report's models: name, prompt, steps, group_size, compiled; results: for each contender status; bytes of its
-    parameters; peak bytes of its process, or on CUDA of its tensors; seconds to the first token and of the next ones,
-    by round.
+    The report's models: name, prompt, steps, group_size, compiled, dtype of what is not quantized; results: for each
+    contender status; bytes of its parameters; peak bytes of its process, or on CUDA of its tensors; seconds to the
+    first token and of the next ones, by round.
     """
 
     def __init__(self, settings: ModelSettings, entries: Sequence[Entry], progress: Progress = lambda *_: None) -> None:
@@ -115,6 +129,7 @@ class ModelMeasurement(Session):
                 "steps": settings.steps,
                 "group_size": settings.group_size,
                 "compiled": compiled,
+                "dtype": settings.dtype_of(source),
                 "results": results,
             }
         )
@@ -127,6 +142,7 @@ class ModelMeasurement(Session):
             self.step(f"{text}: {contender} loads and quantizes", 0)
             group_size = settings.group_size
             load = {"source": str(source.resolve()), "group_size": group_size, "compiled": compiled}
+            load["dtype"] = settings.dtype_of(source)
             answer = self.ask(contender, LOAD_SECONDS, "load", **load)
             if answer["status"] == "ok":  # a turn that does not count: it compiles, and fills caches
                 self.step(f"{text}: {contender} warms up", 0)

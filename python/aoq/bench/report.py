@@ -91,12 +91,14 @@ def limit(report: Json, op: str, case: Json) -> list[float]:
 class Figures:
     """What a case's result says of a contender.
 
-    seconds: of a call. vs_bf16, vs_peer: how many times faster than bf16 and than `peer`, the fastest one of the same
-    op. of_limit: share of what the machine could do. noisy: most of it was measured in unquiet moments.
+    seconds: of a call. vs_plain, vs_peer: how many times faster than `plain`, the faster of torch's bf16 and fp32, and
+    than `peer`, the fastest one of the same op. of_limit: share of what the machine could do. noisy: most of it was
+    measured in unquiet moments.
     """
 
     seconds: Spread
-    vs_bf16: Spread | None
+    vs_plain: Spread | None
+    plain: str | None
     vs_peer: Spread | None
     peer: str | None
     of_limit: Spread | None
@@ -109,7 +111,11 @@ def figures(report: Json, case: Json) -> dict[str, Figures]:
     rounds = {result["contender"]: result.get("seconds", []) for result in case["results"]}
     medians = {name: Spread.of([s for s in seconds if s is not None]) for name, seconds in rounds.items()}
     measured = {name: median for name, median in medians.items() if median is not None}
-    baseline: list[float | None] = next((rounds[name] for name in measured if about[name]["op"] == BASELINE), [])
+    plain = min(
+        (name for name in measured if about[name]["op"] == BASELINE),
+        key=lambda name: measured[name].median,
+        default=None,
+    )
     found = {}
     for result in case["results"]:
         name = result["contender"]
@@ -124,7 +130,8 @@ def figures(report: Json, case: Json) -> dict[str, Figures]:
         peer = min(peers, key=lambda other: measured[other].median, default=None)
         found[name] = Figures(
             measured[name],
-            paired(baseline, rounds[name]) if op != BASELINE else None,
+            paired(rounds[plain], rounds[name]) if op != BASELINE and plain is not None else None,
+            plain if op != BASELINE else None,
             paired(rounds[peer], rounds[name]) if peer is not None else None,
             peer,
             paired(limit(report, op, case), rounds[name]),
@@ -146,6 +153,11 @@ def milliseconds(seconds: float) -> str:
 
 def times(ratio: Spread | None) -> str:
     return "" if ratio is None else f"{ratio.median:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def versus(ratio: Spread | None, plain: str | None) -> str:
+    """How many times faster than torch, and in which dtype that was."""
+    return "" if ratio is None else f"{times(ratio)} {(plain or '').removeprefix('torch ')}"
 
 
 def shapes(report: Json) -> list[tuple[int, int, int]]:
@@ -194,7 +206,7 @@ def tables(report: Json) -> Iterator[Table]:
             for name in names:
                 style = "italic" if is_part(about[name]) else ""
                 table.add_column(Text(name.replace(" ", "\n", 1), style), justify="right")
-            for heading in ("limit", "of limit", "against\nbest peer", "best peer", "against\nbf16"):
+            for heading in ("limit", "of limit", "against\nbest peer", "best peer", "against\ntorch"):
                 table.add_column(heading, justify="left" if heading == "best peer" else "right")
             for case in cases:
                 table.add_row(*_row(report, case, op, names))
@@ -219,7 +231,7 @@ def _row(report: Json, case: Json, op: str, names: Sequence[str]) -> list[str | 
     if ours is None:
         return [*cells, "", "", "", ""]
     of_limit = f"{ours.of_limit.median:.0%}" if ours.of_limit else ""
-    return [*cells, of_limit, times(ours.vs_peer), ours.peer or "", times(ours.vs_bf16)]
+    return [*cells, of_limit, times(ours.vs_peer), ours.peer or "", versus(ours.vs_plain, ours.plain)]
 
 
 def _is(contender: Json, op: str) -> bool:
@@ -233,9 +245,9 @@ def model_tables(report: Json) -> Iterator[Table]:
         title = f"{model['name']}{how}: {model['prompt']} tokens, then {model['steps']}"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
         table.add_column("")
-        for heading in ("MB", "peak\nMB", "ms to the\nfirst token", "tokens/s\nreading", "against\nbf16"):
+        for heading in ("MB", "peak\nMB", "ms to the\nfirst token", "tokens/s\nreading", "against\ntorch"):
             table.add_column(heading, justify="right")
-        for heading in ("tokens/s\nwriting", "against\nbf16"):
+        for heading in ("tokens/s\nwriting", "against\ntorch"):
             table.add_column(heading, justify="right")
         for result in model["results"]:
             speeds = model_figures(report, model, result)
@@ -248,34 +260,45 @@ def model_tables(report: Json) -> Iterator[Table]:
                 f"{result['peak'] / 1e6:.0f}",
                 f"{speeds.first.median * 1e3:,.0f}",
                 f"{model['prompt'] / speeds.first.median:,.0f}",
-                times(speeds.first_vs_bf16),
+                versus(speeds.first_vs_plain, speeds.first_plain),
                 f"{1 / speeds.next.median:.1f}",
-                times(speeds.next_vs_bf16),
+                versus(speeds.next_vs_plain, speeds.next_plain),
             )
         yield table
 
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """Seconds to the first token and of each next one, and how many times faster than bf16."""
+    """Seconds to the first token and of each next one, and how many times faster than torch, in its faster dtype."""
 
     first: Spread
     next: Spread
-    first_vs_bf16: Spread | None
-    next_vs_bf16: Spread | None
+    first_vs_plain: Spread | None = None
+    next_vs_plain: Spread | None = None
+    first_plain: str | None = None
+    next_plain: str | None = None
 
 
 def model_figures(report: Json, model: Json, result: Json) -> ModelFigures | None:
     """Of one result of a model, or None if it has none."""
     baselines = by_op(report, BASELINE)
-    first, next_ = (Spread.of([s for s in result[key] if s is not None]) for key in ("first", "next"))
+    first, next_ = (_measured(result, key) for key in ("first", "next"))
     if first is None or next_ is None:
         return None
-    versus: dict[str, Spread | None] = {"first": None, "next": None}
-    for other in model["results"]:
-        if other["contender"] in baselines and other is not result:
-            versus = {key: paired(other[key], result[key]) for key in versus}
-    return ModelFigures(first, next_, versus["first"], versus["next"])
+    if result["contender"] in baselines:
+        return ModelFigures(first, next_)
+    found: dict[str, tuple[Spread | None, str | None]] = {}
+    for key in ("first", "next"):  # one dtype may read faster, and another write
+        others = [(spread.median, other) for other in model["results"] if (spread := _measured(other, key))]
+        plain = [(median, other) for median, other in others if other["contender"] in baselines]
+        best = min(plain, key=lambda pair: pair[0], default=(0.0, None))[1]
+        found[key] = (None, None) if best is None else (paired(best[key], result[key]), best["contender"])
+    (first_vs, first_plain), (next_vs, next_plain) = found["first"], found["next"]
+    return ModelFigures(first, next_, first_vs, next_vs, first_plain, next_plain)
+
+
+def _measured(result: Json, key: str) -> Spread | None:
+    return Spread.of([seconds for seconds in result.get(key, ()) if seconds is not None])
 
 
 def problems(report: Json) -> Iterator[str]:

@@ -141,22 +141,26 @@ class ModelStand:
 
     # Parameters that are inference tensors ask for no gradients, and linear then copies the head at every prompt.
     @torch.inference_mode(False)
-    def load(self, source: str, group_size: int, compiled: bool) -> Answer:
-        """Every linear but the head quantized; without weights in the directory, random ones."""
+    def load(self, source: str, group_size: int, compiled: bool, dtype: str = "bfloat16") -> Answer:
+        """Every linear but the head quantized; without weights in the directory, random ones.
+
+        Args:
+            dtype: of what is not quantized, unless the contender has its own.
+        """
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.manual_seed(0)
-        dtype: Any = torch.bfloat16
+        wanted: Any = getattr(torch, self.contender.dtype or dtype)
         model: Any
         if any(Path(source).glob("*.safetensors")):
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted)
             model = model.to(self.device)
         else:
             with self.device:
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=wanted)
         head = model.get_output_embeddings()
         self.contender.quantize_model(
             model, lambda module, name: isinstance(module, torch.nn.Linear) and module is not head, group_size

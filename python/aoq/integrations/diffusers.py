@@ -26,7 +26,7 @@ from aoq.config import AOBaseConfig
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.quantize import SkippedWeight, dequantize_, report_loaded, show_quantized
 from aoq.storage.checkpoint import StoredWeight, stored_weights
-from aoq.storage.safetensors import flatten, unflatten_one
+from aoq.storage.safetensors import flatten, hashes, unflatten_one
 from aoq.tensors.base import QuantizedTensor
 
 logger = logging.getLogger("aoq")
@@ -138,7 +138,10 @@ class AoqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        return flatten(state_dict) if safe_serialization else (state_dict, {})
+        if not safe_serialization:
+            return state_dict, {}
+        tensors, metadata = flatten(state_dict)
+        return tensors, metadata | hashes(tensors)
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         dequantize_(model)

@@ -142,7 +142,7 @@ class AoqConfig:
 
     def unmatched_skips(self, model: nn.Module) -> list[str]:
         """What is wrong with the names in `modules_to_not_convert` that stand for no module of `model`."""
-        names = [name for name, _ in model.named_modules()]
+        names = [name for name, _ in model.named_modules() if name]  # not the model itself, which "" would stand for
         known = dict.fromkeys(part for name in names for part in (name, name.rpartition(".")[2]))
         return [
             f"{skip!r} matches no module{near(skip, known)}"

@@ -5,7 +5,8 @@
     model = AutoModelForCausalLM.from_pretrained(directory)
 
 Loading takes one weight at a time from the files and keeps only its quantized form. The output layer and tied
-embeddings stay as they are unless asked for.
+embeddings stay as they are unless asked for. With dtype "auto", the default, what is not quantized becomes fp32 where
+the files have bf16 and this CPU has no fast bf16; codes and scales are the same either way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -34,6 +36,7 @@ from transformers.integrations.accelerate import get_device, load_offloaded_para
 from transformers.quantizers.base import HfQuantizer
 
 from aoq.config import AOBaseConfig, FqnToConfig
+from aoq.cpu import auto_dtype, say_choice
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.transformers_names import (
     first_targets,
@@ -43,8 +46,8 @@ from aoq.integrations.transformers_names import (
     without_parts,
 )
 from aoq.quantize import SkippedWeight, dequantize_, is_linear, quantize_weight, report_loaded, show_quantized
-from aoq.storage.checkpoint import StoredWeight, open_safetensors, read_config, stored_weights, weight_files
-from aoq.storage.safetensors import flatten, part_names, unflatten_one
+from aoq.storage.checkpoint import StoredWeight, open_safetensors, read_config, stored_weights, verify, weight_files
+from aoq.storage.safetensors import flatten, hashes, part_names, unflatten_one
 from aoq.tensors.base import QuantizedTensor
 
 logger = logging.getLogger("aoq")
@@ -68,9 +71,42 @@ class AoqQuantizer(HfQuantizer):
         self.files: list[Path] = []  # that the checkpoint consists of
         self.device_map: dict[str, Any] = {}  # once it is decided
         self.fp32: re.Pattern[str] | None = None  # what is to be fp32, in the dtype that is being loaded
+        self.auto: tuple[torch.dtype, torch.dtype] | None = None  # what "auto" is here, and what the files have instead
+        self.stored_dtype: torch.dtype | None = None  # in which to quantize, where the model is in another one
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         self.device_map = device_map if isinstance(device_map, dict) else self.device_map
+
+    # ---- the dtype of what is not quantized
+
+    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """The last that transformers asks before it looks for what "auto" means: in the config, and nowhere else then.
+
+        A dtype that was asked for by name does not come from there. A checkpoint that is quantized keeps its own.
+        """
+        stored = config.dtype
+        if isinstance(stored, str):
+            stored = getattr(torch, stored)
+        if stored is not None and not self.pre_quantized and self._on_cpu():
+            chosen = auto_dtype(stored)
+            if chosen is not stored:
+                config.dtype, self.auto = chosen, (chosen, stored)
+        return config
+
+    def update_tp_plan(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        return self.update_attn_implementation(config)  # the same in older releases
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        if self.auto is not None and dtype is self.auto[0]:
+            self.stored_dtype = self.auto[1]
+            say_choice(*self.auto)
+        return dtype
+
+    def _on_cpu(self) -> bool:
+        """Whether the model will compute on the CPU, as far as it is known."""
+        if self.device_map:
+            return all(str(device) in ("cpu", "disk") for device in self.device_map.values())
+        return not torch.accelerator.is_available()
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -80,6 +116,8 @@ class AoqQuantizer(HfQuantizer):
             self.model = model
             self.files = [Path(file) for file in checkpoint_files or ()]
             self.checkpoint = stored_weights(self.files)
+            if os.environ.get("AOQ_VERIFY") == "1":
+                verify(self.files)
             self.stored = {name: weight for name, weight in self.checkpoint.items() if weight.description}
             if self.checkpoint and not self.stored:
                 logger.warning("quantization_config is aoq's, but no weight in the checkpoint is quantized")
@@ -183,7 +221,9 @@ class AoqQuantizer(HfQuantizer):
             if isinstance(state_dict.get(name), QuantizedTensor) and state_dict[name] is state_dict.get(target):
                 del state_dict[name]
         tensors, metadata = flatten({name: tensor.detach() for name, tensor in state_dict.items()})
-        keep_quantized(model, {name: part_names(name, text) for name, text in metadata.items()}, tensors, metadata)
+        parts = {name: part_names(name, text) for name, text in metadata.items()}
+        metadata |= hashes(tensors)
+        keep_quantized(model, parts, tensors, metadata)
         return tensors, metadata
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
@@ -236,7 +276,8 @@ class _Quantize(ConversionOps):
                 del configs[name]  # for transformers to find, as it does where nothing is quantized
             elif name in configs:
                 try:
-                    quantized = quantize_weight(configs[name], w, model.get_submodule(name.rpartition(".")[0]))
+                    owner, stored = model.get_submodule(name.rpartition(".")[0]), self.quantizer.stored_dtype
+                    quantized = quantize_weight(configs[name], w.to(stored or w.dtype), owner).to(w.dtype)
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"{name}: {error}") from error
                 out[name] = [nn.Parameter(quantized, requires_grad=False)]
@@ -348,19 +389,39 @@ def with_embedding(model: PreTrainedModel, config: AOBaseConfig, embedding: AOBa
     return FqnToConfig({**rules, **dict.fromkeys(names, embedding)})
 
 
-def load_model(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    directory: str | Path, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal language model in `directory`, quantized or not, and its tokenizer.
+
+    Args:
+        dtype: of what is not quantized; by default as it is stored, or fp32 where that is bf16 and this CPU has no fast
+            bf16.
 
     Raises OSError or ValueError, naming the file or the weight, unless all of it is there.
     """
     directory = Path(directory)
     stored = stored_weights(weight_files(directory))
-    described = read_config(directory).get("quantization_config")
+    config = read_config(directory)
+    described = config.get("quantization_config")
     if not described and any(weight.description for weight in stored.values()):
         raise ValueError(f"{directory}: has quantized weights, but its config.json has no quantization_config")
     loaded: Any
     model: Any
-    model, loaded = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)  # type: ignore[misc]
+    model, loaded = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+        directory, dtype=dtype or _stored_or_auto(config), output_loading_info=True
+    )
     if loaded["missing_keys"]:
         raise ValueError(f"{directory}: lacks the weight {min(loaded['missing_keys'])}")
     return model, AutoTokenizer.from_pretrained(directory)
+
+
+def _stored_or_auto(config: Mapping[str, Any]) -> torch.dtype | str:
+    """The dtype to load the checkpoint with this config.json in."""
+    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    if not isinstance(stored, torch.dtype):
+        return "auto"
+    chosen = auto_dtype(stored)
+    if chosen is not stored:
+        say_choice(chosen, stored)
+    return chosen

@@ -12,6 +12,7 @@ description of a quantized weight is in the file's metadata, of which transforme
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+
+from aoq.storage.safetensors import HASHES, stored_hashes
 
 _KEPT = "aoq: kept"  # takes the place of a pattern
 
@@ -141,6 +144,7 @@ class _Saved(_Fixed):
         self.metadata = metadata
         self.described = {name: name for name in parts}  # parameter -> its name in the metadata, so far
         self.kept: set[str] = set()
+        self.hashes = stored_hashes(metadata)
 
     def undo(self) -> None:
         renamings, converters = _split([entry.reverse_transform() for entry in reversed(self.conversions)])
@@ -164,6 +168,10 @@ class _Saved(_Fixed):
                 )
             self.described[name] = renamed[part].removesuffix(own) + param
             self.metadata[self.described[name]] = texts[name]
+        if self.hashes:  # of what is merged or split, nobody has taken one
+            changed = {name for names in merged.values() for name in names} - self.kept
+            same = {renamed[name]: text for name, text in self.hashes.items() if name not in changed}
+            self.metadata[HASHES] = json.dumps(same)
 
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from aoq.config import decode
 from aoq.ops.dtypes import dtype_name
-from aoq.storage.safetensors import is_quantized, is_torchao, part_name, unflatten_one
+from aoq.progress import track
+from aoq.storage.safetensors import check_hash, is_quantized, is_torchao, part_name, stored_hashes, unflatten_one
 
 _DTYPES = {
     "F64": torch.float64,
@@ -67,6 +68,8 @@ def read_json(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{file}: not JSON that anybody wrote: nested too deep") from None
     if not isinstance(data, dict):
         raise ValueError(f"{file}: expected a JSON object, got {type(data).__name__}")
     return data
@@ -92,7 +95,8 @@ def open_safetensors(file: Path) -> Iterator[Any]:
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint, in order.
 
-    Raises FileNotFoundError, or ValueError when a file lacks weights that the index says it has.
+    Raises FileNotFoundError, or ValueError when a file lacks weights that the index says it has, or when the index
+    names what is no file of this directory.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory")
@@ -101,7 +105,14 @@ def weight_files(directory: Path) -> list[Path]:
             raise FileNotFoundError(f"{directory}: neither {WEIGHTS} nor {INDEX} in it")
         return [directory / WEIGHTS]
     listed: dict[str, set[str]] = {}
-    for name, file_name in read_json(directory / INDEX).get("weight_map", {}).items():
+    weight_map = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{directory / INDEX}: weight_map: expected files by weight, got {weight_map!r}")
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str) or not _stays_inside(file_name):
+            raise ValueError(
+                f"{directory / INDEX}: weight_map: {name}: expected a file in the same directory, got {file_name!r}"
+            )
         listed.setdefault(file_name, set()).add(name)
     for file_name, names in listed.items():
         with open_safetensors(directory / file_name) as tensors:
@@ -109,6 +120,32 @@ def weight_files(directory: Path) -> list[Path]:
         if missing:
             raise ValueError(f"{directory / file_name}: lacks {min(missing)}, which {INDEX} says it has")
     return [directory / file_name for file_name in sorted(listed)]
+
+
+def _stays_inside(file_name: str) -> bool:
+    """Whether a path in a checkpoint's own files is one of a file in the checkpoint's directory, however it is read."""
+    path = PurePosixPath(file_name)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in file_name
+
+
+def verify(files: Iterable[Path]) -> tuple[int, int]:
+    """Compares every tensor with the hash that was written with it.
+
+    Returns how many are as they were written, and how many no hash was written of: by older releases, or by others.
+    Raises ValueError, naming the file and the tensor, for the first that is not.
+    """
+    verified = unknown = 0
+    for file in files:
+        with open_safetensors(file) as opened:
+            try:
+                expected = stored_hashes(opened.metadata() or {})
+                for name in track(sorted(opened.keys()), f"Verifying {file.name}"):
+                    if name in expected:
+                        check_hash(name, opened.get_tensor(name), expected[name])
+                    verified, unknown = verified + (name in expected), unknown + (name not in expected)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+    return verified, unknown
 
 
 def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:

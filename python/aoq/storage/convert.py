@@ -6,22 +6,27 @@ is only read.
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from aoq.config import AOBaseConfig, FqnToConfig
+from aoq.cpu import auto_dtype, say_choice
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.transformers import AoqQuantizer, empty_model, with_embedding
 from aoq.integrations.transformers_names import model_names
@@ -41,6 +46,15 @@ from aoq.tensors.base import QuantizedTensor
 
 # Anything else in a source directory is copied: tokenizer, generation settings, licence, custom code.
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
+
+
+# What `overwrite` takes away: what a checkpoint consists of, by any library that writes them. All else is the user's.
+_CHECKPOINT_FILES = re.compile(
+    r"(.*\.safetensors|.*\.(safetensors|bin)\.index\.json|pytorch_model.*\.bin|model.*\.(pt|pth|gguf)"
+    r"|config\.json|generation_config\.json|quantize?_config\.json|(pre)?processor_config\.json"
+    r"|preprocessor_config\.json|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|(tokenizer|spiece|sentencepiece\.bpe)\.model|merges\.txt|vocab\.txt|chat_template\.(jinja|json))"
+)
 
 
 class Source(Protocol):
@@ -93,7 +107,7 @@ def quantize_checkpoint(
     skip: list[str] | None = None,
     include_embedding: bool = False,
     embedding: AOBaseConfig | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     max_shard_bytes: int = 2 << 30,
     overwrite: bool = False,
 ) -> QuantizeReport:
@@ -101,13 +115,15 @@ def quantize_checkpoint(
 
     Args:
         source: a directory with config.json and safetensors files, or a GGUF file.
-        destination: must not exist, unless `overwrite`.
+        destination: must not exist, unless `overwrite`: then the files of the checkpoint there are replaced, and no
+            others.
         config, include_embedding: as in `AoqConfig`.
         embedding: the embedding and the output layer too, by a config of their own.
         skip: modules to leave as they are, by the rule of `AoqConfig.modules_to_not_convert`, besides those that stay
             as they are anyway.
         dtype: of floats before they are quantized, and of those that are not. By default as they are stored,
-            bf16 for GGUF.
+            bf16 for GGUF. "auto": the same, but what is not quantized becomes fp32 where that is bf16 and this CPU has
+            no fast bf16.
         max_shard_bytes: how large a file may get, unless a single weight is larger.
 
     Returns:
@@ -121,10 +137,18 @@ def quantize_checkpoint(
         `destination` is then as it was before.
     """
     source, destination = Path(source), Path(destination)
+    _check_shard(max_shard_bytes)
     _check_paths(source, destination, overwrite)
     opened = _open(source)
-    if dtype is None and source.is_file():
-        dtype = torch.bfloat16
+    # Of what is quantized before that, if not as it is stored; of what is not, and of what the rest dequantizes to.
+    before = torch.bfloat16 if source.is_file() else None
+    if dtype is not None and dtype != "auto":
+        before = dtype
+    kept = before
+    stored: Any = before or opened.config.dtype
+    if dtype == "auto" and stored is not None and auto_dtype(stored) is not stored:
+        kept = auto_dtype(stored)
+        say_choice(kept, stored)
     model = empty_model(opened.config)
     if embedding is not None:
         config = with_embedding(model, config, embedding)
@@ -145,23 +169,23 @@ def quantize_checkpoint(
         opened.save_extras(directory)
         written = read_json(directory / "config.json")
         written["quantization_config"] = quantizer.quantization_config.to_dict()
-        if dtype is not None:
-            written["dtype"] = str(dtype).removeprefix("torch.")
+        if kept is not None:
+            written["dtype"] = str(kept).removeprefix("torch.")
         (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         shards = _Shards(directory, max_shard_bytes)
         for name, w in track(opened.weights(model), "Quantizing", total=len(names)):
-            if dtype is not None and w.is_floating_point():
-                w = w.to(dtype)
+            if before is not None and w.is_floating_point():
+                w = w.to(before)
             param = names[name]
             chosen = quantizer.configs.get(param) if param else None
             if chosen is None:
                 reason = quantizer.skipped.get(param, "") if param else "part of a parameter that transformers merges"
                 report.skipped.append(SkippedWeight(name, reason, wanted=False))
-                shards.add(name, w)
+                shards.add(name, w.to(kept) if kept is not None and w.is_floating_point() else w)
                 continue
             try:
                 owner = model.get_submodule(str(param).rpartition(".")[0])
-                quantized = quantize_weight(chosen, w, owner).unpack()
+                quantized = quantize_weight(chosen, w, owner).to(kept or w.dtype).unpack()
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{source}: {name}: {error}") from error
             report.quantized.append(QuantizedWeight((name,), chosen, w.numel(), w.nbytes, quantized.nbytes))
@@ -187,6 +211,7 @@ def convert_checkpoint(
         OSError, ValueError: as `quantize_checkpoint`; and for a weight in a format that aoq does not have.
     """
     source, destination = Path(source), Path(destination)
+    _check_shard(max_shard_bytes)
     _check_paths(source, destination, overwrite)
     from aoq.integrations.torchao_checkpoint import TorchaoDirectory
 
@@ -247,7 +272,7 @@ def _check_paths(source: Path, destination: Path, overwrite: bool) -> None:
     if destination.exists():
         if not overwrite:
             raise FileExistsError(f"{destination}: exists already")
-        # Overwriting removes a directory: only one that looks like a checkpoint.
+        # Overwriting takes files away: only from a directory that looks like a checkpoint.
         if not (destination / "config.json").is_file():
             raise FileExistsError(f"{destination}: is not a checkpoint, so it is not overwritten")
     read, written = source.resolve(), destination.resolve()
@@ -255,14 +280,26 @@ def _check_paths(source: Path, destination: Path, overwrite: bool) -> None:
         raise ValueError(f"{destination}: overlaps the source {source}")
 
 
+def _check_shard(max_bytes: float) -> None:
+    if not 0 < max_bytes < math.inf:
+        raise ValueError(f"max_shard_bytes: expected a number above 0, got {max_bytes}")
+
+
 @contextmanager
 def new_directory(destination: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to fill, which becomes `destination` at the end, on disk; after an error nothing is left of it."""
+    """A directory to fill, which becomes `destination` at the end, on disk; after an error nothing is left of it.
+
+    If `overwrite`, it takes the place of the checkpoint there: other files and folders stay. What a symbolic link leads
+    to is written, not the link. What runs that were killed have left behind is removed.
+    """
+    named, destination = destination, destination.resolve()
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
+        _clean_up(destination)
         scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        lock = _lock(scratch)
     except OSError as error:
-        raise OSError(f"{destination}: cannot be made: {error.strerror}") from error
+        raise OSError(f"{named}: cannot be made: {error.strerror}") from error
     try:
         directory = scratch / destination.name
         directory.mkdir()
@@ -270,15 +307,66 @@ def new_directory(destination: Path, overwrite: bool = False) -> Iterator[Path]:
         for path in (*directory.iterdir(), directory):
             _sync(path)
         if overwrite and destination.exists():
-            destination.rename(scratch / "replaced")
+            destination.rename(scratch / _REPLACED)
         directory.rename(destination)
+        _restore(scratch, destination)
         _sync(destination.parent)
+    except OSError as error:
+        _restore(scratch, destination)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or str(scratch) in str(error):  # not of the source: nobody but this function knows of the scratch
+            text = str(error.strerror) if full else str(error).replace(str(scratch / destination.name), str(named))
+            raise OSError(text if text.startswith(f"{named}") else f"{named}: cannot be written: {text}") from error
+        raise
     except BaseException:
-        if not destination.exists() and (scratch / "replaced").exists():
-            (scratch / "replaced").rename(destination)
+        _restore(scratch, destination)
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+_REPLACED = "replaced"  # in a scratch directory: what was at the destination
+_LOCK = "lock"  # in a scratch directory: whoever uses it has locked this file, until its process ends
+
+
+def _lock(scratch: Path) -> int:
+    """Locks a scratch directory. Raises OSError when another process has."""
+    fd = os.open(scratch / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _clean_up(destination: Path) -> None:
+    """Removes scratch directories of runs that were killed; what they had taken away is put back."""
+    for scratch in destination.parent.glob(f".{glob.escape(destination.name)}.????????"):
+        if not (scratch / _LOCK).is_file():  # another's, or one that is just being made
+            continue
+        try:
+            lock = _lock(scratch)
+        except OSError:  # in use
+            continue
+        _restore(scratch, destination)
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def _restore(scratch: Path, destination: Path) -> None:
+    """Puts back what was at `destination`: all of it unless something new is there, else what no checkpoint has."""
+    replaced = scratch / _REPLACED
+    if not replaced.exists():
+        return
+    if not destination.exists():
+        replaced.rename(destination)
+        return
+    for path in replaced.iterdir():
+        checkpoint = path.is_file() and _CHECKPOINT_FILES.fullmatch(path.name)
+        if not checkpoint and not (destination / path.name).exists():
+            path.rename(destination / path.name)
 
 
 def _sync(path: Path) -> None:

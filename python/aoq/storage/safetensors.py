@@ -11,11 +11,14 @@ that a file lacks have defaults, and a format's `upgrade` reads what older versi
 
 A weight [k, n], such as GPT-2's, is stored as its transpose, which `"transposed": true` in `_data` says.
 
+Beside these, under `aoq.sha256`, are the SHA-256 of each tensor's bytes as they lie in the file: JSON by name.
+
 torchao's files are alike: its tensors are read as aoq's, and in its files aoq's types are named `aoq.Int4Tensor`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -30,6 +33,8 @@ from torch import Tensor
 from aoq.config import decode, encode
 from aoq.tensors.base import QuantizedTensor, tensor_from_fields
 from aoq.version import NAME, producer, written_by_newer
+
+HASHES = "aoq.sha256"  # in the metadata
 
 TORCHAO_PREFIX = "aoq."  # of aoq's types in torchao's files, which have types of the same names
 
@@ -87,6 +92,35 @@ def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     return tensors, metadata
 
 
+def sha256(tensor: Tensor) -> str:
+    """Of the tensor's bytes, row after row, as safetensors writes them."""
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(memoryview(data.numpy())).hexdigest()
+
+
+def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Metadata that say what `tensors` are, for `verify`: of those whose values are here."""
+    plain = {name: t for name, t in tensors.items() if type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta}
+    return {HASHES: json.dumps({name: sha256(tensor) for name, tensor in plain.items()})}
+
+
+def stored_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What `hashes` wrote, or nothing. Raises ValueError for what it never wrote."""
+    try:
+        found = json.loads(metadata.get(HASHES, "{}"))
+    except ValueError as error:
+        raise ValueError(f"{HASHES}: not JSON: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"{HASHES}: expected hashes by name, got {metadata[HASHES]}")
+    return found
+
+
+def check_hash(name: str, tensor: Tensor, expected: str) -> None:
+    """Raises ValueError, naming the tensor, unless it is what was written."""
+    if (got := sha256(tensor)) != expected:
+        raise ValueError(f"{name}: its data are not those that were written: expected SHA-256 {expected}, got {got}")
+
+
 def unflatten(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, pack: bool = True) -> dict[str, Tensor]:
     """The state dict that `flatten` took apart.
 
@@ -118,7 +152,8 @@ def save_file(state_dict: Mapping[str, Tensor], path: str | Path, metadata: Mapp
         stored.add(pointer)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        safetensors_torch.save_file(tensors, partial, {"format": "pt", **(metadata or {}), **descriptions})
+        stated = {"format": "pt", **(metadata or {}), **descriptions, **hashes(tensors)}
+        safetensors_torch.save_file(tensors, partial, stated)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path}: cannot be written: {error}") from error
@@ -126,8 +161,14 @@ def save_file(state_dict: Mapping[str, Tensor], path: str | Path, metadata: Mapp
         partial.unlink(missing_ok=True)
 
 
-def load_file(path: str | Path, device: torch.device | str = "cpu", *, pack: bool = True) -> dict[str, Tensor]:
+def load_file(
+    path: str | Path, device: torch.device | str = "cpu", *, pack: bool = True, verify: bool = False
+) -> dict[str, Tensor]:
     """Reads a state dict that `save_file` wrote, one weight at a time.
+
+    Args:
+        pack: as in `unflatten`.
+        verify: compare what is read with the hashes in the file, which older ones lack.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or one that is truncated or does not fit its metadata; the
@@ -135,7 +176,16 @@ def load_file(path: str | Path, device: torch.device | str = "cpu", *, pack: boo
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            return _assemble(file.keys(), file.get_tensor, file.metadata() or {}, pack)
+            metadata = file.metadata() or {}
+            expected = stored_hashes(metadata) if verify else {}
+
+            def get(name: str) -> Tensor:
+                tensor: Tensor = file.get_tensor(name)
+                if name in expected:
+                    check_hash(name, tensor, expected[name])
+                return tensor
+
+            return _assemble(file.keys(), get, metadata, pack)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (SafetensorError, ValueError) as error:

@@ -19,7 +19,7 @@ from aoq.ops.int8_int4_mm import int8_int4_mm
 from aoq.tensors.base import check_act_mapping, check_scale_dtype, check_weight
 from aoq.tensors.formats import WeightFormat
 from aoq.tensors.packed import GroupedTensor, GroupedWeight
-from aoq.tensors.parts import Codes, PerGroup, RowSums
+from aoq.tensors.parts import MOST_GROUP, Codes, PerGroup, RowSums
 
 
 @dataclass
@@ -105,6 +105,8 @@ class Int8DynamicActivationInt4WeightConfig(AOBaseConfig):
 def check_group_size(config: AOBaseConfig, group_size: int) -> None:
     if group_size < 8:
         raise ValueError(f"{type(config).__name__}.group_size: expected 8 or more, got {group_size}")
+    if group_size > MOST_GROUP:
+        raise ValueError(f"{type(config).__name__}.group_size: expected at most {MOST_GROUP}, got {group_size}")
 
 
 def quantized_parts(

@@ -20,7 +20,7 @@ from aoq.ops.kernels import kernel, kernels, why_none
 from aoq.ops.packed import TILE_N
 from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.formats import WeightFormat
-from aoq.tensors.parts import DerivedPart, Part, PerGroup, StoredPart
+from aoq.tensors.parts import MOST_GROUP, DerivedPart, Part, PerGroup, StoredPart
 
 Parts: TypeAlias = Sequence[Tensor | None]
 
@@ -296,6 +296,8 @@ class GroupedTensor(GroupedWeight, PackedTensor):
         super().check_attrs()
         if not isinstance(self.group_size, int) or self.group_size < 1:
             raise ValueError(f"{type(self).__name__}: group_size: expected 1 or more, got {self.group_size!r}")
+        if self.group_size > MOST_GROUP:
+            raise ValueError(f"{type(self).__name__}: group_size: expected at most {MOST_GROUP}, got {self.group_size}")
 
     def matching(self, other: Self) -> Self:
         w = self

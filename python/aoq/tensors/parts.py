@@ -17,6 +17,8 @@ from torch import Tensor
 from aoq.ops.dtypes import FLOAT_DTYPES
 from aoq.ops.packed import TILE_N, tile_scale, untile_scale
 
+MOST_GROUP = 2**31 - 1  # columns that may share a scale: no weight has more
+
 
 @dataclass(frozen=True)
 class Part(ABC):

@@ -104,7 +104,11 @@ class _Aoq(Contender):
             _C.set_pdl("")  # others take their turns in this process
 
     def quantize_model(self, model: torch.nn.Module, selects: Selects, group_size: int) -> None:
-        aoq.quantize_(model, self.config(group_size), selects, progress=False)
+        aoq.quantize_(model, self.stored(self.config(group_size)), selects, progress=False)
+
+    def stored(self, config: Any) -> Any:
+        """With scales as a checkpoint of a bf16 model has them, whatever dtype the model computes in."""
+        return dataclasses.replace(config, scale_dtype=torch.bfloat16) if hasattr(config, "scale_dtype") else config
 
 
 class _Fp8(_Aoq):
@@ -127,7 +131,8 @@ class _Int8Head(_Aoq):
     def quantize_model(self, model: Any, selects: Selects, group_size: int) -> None:
         from aoq.integrations.transformers import with_embedding
 
-        config = with_embedding(model, self.config(group_size), aoq.Int8WeightOnlyConfig())
+        head = self.stored(aoq.Int8WeightOnlyConfig())
+        config = with_embedding(model, self.stored(self.config(group_size)), head)
         aoq.quantize_(model, config, progress=False)
 
 

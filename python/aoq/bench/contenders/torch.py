@@ -1,4 +1,4 @@
-"""What torch itself has: bf16 through oneDNN, ATen's int4 and int8 weights, int8 and fp8 from their parts."""
+"""What torch itself has: bf16 and fp32 through oneDNN, ATen's int4 and int8 weights, int8 and fp8 from their parts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class TorchBf16(Contender):
     w_rounded = False
     matmuls = ("cpu", "cuda")
     models = True
+    dtype = "bfloat16"
     devices = ("cpu", "cuda")
 
     def weight(self, problem: Problem) -> Any:
@@ -28,6 +29,20 @@ class TorchBf16(Contender):
 
     def quantize_model(self, model: torch.nn.Module, selects: Selects, group_size: int) -> None:
         pass
+
+
+class TorchFp32(TorchBf16):
+    """The same in fp32: the faster one where the CPU has no bf16 instructions, though it reads twice as much."""
+
+    name = "torch fp32"
+    dtype = "float32"
+    devices = ("cpu",)
+
+    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+        return problem.w.float(), problem.w
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x.float()
 
 
 class AtenInt4(Contender):
