@@ -24,8 +24,8 @@
 //   given), kInt8 (x is quantized to int8 per row before it is multiplied), kScaleLast (w has one scale a row, for the
 //   whole sum), kTileRows, kFusedTile and kFusedRows (registers and the cost of decoding set them), and the functions
 //   used below; chains(rows, vectors): how many independent sums of each element hide the latency of dot, as far as
-//   registers go; kPairs: whether one row takes the steps of a unit in pairs. Where sums of 16 bits hold a few products: Part, kFoldSteps (how many steps they hold) and fold, which
-//   adds a Part to a Sum.
+//   registers go; kPairs: whether one row takes the steps of a unit in pairs. Where sums of 16 bits hold a few
+//   products: Part, kFoldSteps (how many steps they hold) and fold, which adds a Part to a Sum.
 #pragma once
 #include <type_traits>
 
@@ -185,7 +185,7 @@ class VectorMm {
   using Weight = typename Engine::Weight;
   using X = typename Engine::X;
   static constexpr int kLanes = Engine::kLanes, kStep = Engine::kStep, kTileRows = Engine::kTileRows;
-  static constexpr int kSteps = Engine::kUnitK / kStep;  // of a unit
+  static constexpr int kSteps = Engine::kUnitK / kStep;                       // of a unit
   static constexpr int64_t kFoldUnits = PartOf<Engine>::kFoldSteps / kSteps;  // whose products a Part holds, or 0: all
   static constexpr int kFusedTile = Engine::kFusedTile;  // rows of a tile where decoding takes registers too
   static constexpr int64_t kChunk = 16384 / (kSteps * 2 * kLanes * 4);  // units decoded at a time: half of L1
@@ -328,7 +328,8 @@ class VectorMm {
       words = Engine::words(x, p_.x.dtype, p_.k, steps_, memory);
     }
     if (starts_)
-      for (int64_t group = 0; group < groups_; ++group) Engine::make_start(sums + group, Engine::kOffset - Engine::kMid);
+      for (int64_t group = 0; group < groups_; ++group)
+        Engine::make_start(sums + group, Engine::kOffset - Engine::kMid);
     return words;
   }
 
@@ -411,7 +412,8 @@ class VectorMm {
   // The same of one row, two steps at a time, which are added up before the one sum takes them: it waits for a single
   // addition a unit, and no registers go to more sums.
   template <int kVectors>
-  [[gnu::always_inline]] void add_unit_by_pairs(const Raw (&raw)[kVectors], const X* x, Part (&part)[1][1][kVectors]) const {
+  [[gnu::always_inline]] void add_unit_by_pairs(const Raw (&raw)[kVectors], const X* x,
+                                                Part (&part)[1][1][kVectors]) const {
     Part unit[kVectors];
 #pragma GCC unroll 32
     for (int j = 0; j < kSteps; j += 2)

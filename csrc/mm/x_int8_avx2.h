@@ -91,9 +91,7 @@ struct Int8Avx2Nibbles : Int8Quads<Format, kByWord> {
   static Part dot(Part part, Weight weight, const X* x) {
     return in_order(part + (Part)_mm256_maddubs_epi16(weight, _mm256_set1_epi32(static_cast<int>(*x))));
   }
-  static Sum fold(Sum sum, Part part) {
-    return sum + (Sum)_mm256_madd_epi16((__m256i)part, _mm256_set1_epi16(1));
-  }
+  static Sum fold(Sum sum, Part part) { return sum + (Sum)_mm256_madd_epi16((__m256i)part, _mm256_set1_epi16(1)); }
   using Base::add;
   static Part add(Part a, Part b) { return a + b; }
 };
@@ -118,7 +116,8 @@ struct Int8Avx2Bytes : Int8Ymm<Format, kByWord> {
 };
 
 template <class Format, bool kByWord>
-using Int8Avx2 = std::conditional_t<Format::kBits == 8, Int8Avx2Bytes<Format, kByWord>, Int8Avx2Nibbles<Format, kByWord>>;
+using Int8Avx2 =
+    std::conditional_t<Format::kBits == 8, Int8Avx2Bytes<Format, kByWord>, Int8Avx2Nibbles<Format, kByWord>>;
 
 template <class Format>
 void run_int8_avx2(const PackedMm& p) {

@@ -172,7 +172,7 @@ class Contender:
 
     matmuls: ClassVar[tuple[str, ...]] = ("cpu",)  # the devices on which single products, or quantizers, are measured
     models: ClassVar[bool] = False  # whether `quantize_model` is there
-    dtype: ClassVar[str] = ""  # of models: of what is not quantized; "": as asked for
+    model_dtype: ClassVar[str] = ""  # of models: of what is not quantized; "": as asked for
     devices: ClassVar[tuple[str, ...]] = ("cpu",)  # that models can be for
 
     @classmethod

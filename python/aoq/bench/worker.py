@@ -153,7 +153,7 @@ class ModelStand:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.manual_seed(0)
-        wanted: Any = getattr(torch, self.contender.dtype or dtype)
+        wanted: Any = getattr(torch, self.contender.model_dtype or dtype)
         model: Any
         if any(Path(source).glob("*.safetensors")):
             model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted)

@@ -95,7 +95,7 @@ def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 def sha256(tensor: Tensor) -> str:
     """Of the tensor's bytes, row after row, as safetensors writes them."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(data.numpy())).hexdigest()
+    return hashlib.sha256(data.numpy().data).hexdigest()
 
 
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -76,7 +76,8 @@ class _Ggml(Contender):
     w_rounded = False
     type: ClassVar[int]
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str = "cpu") -> None:
+        super().__init__(threads, device)
         found = importlib.util.find_spec("xllamacpp")
         if found is None or not found.submodule_search_locations:
             raise ImportError("no module named 'xllamacpp'")
@@ -104,7 +105,8 @@ class _Ggml(Contender):
         registry = self.ggml.ggml_backend_cpu_reg()
         address = self.ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
         get = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)
-        types, found = get(self.ggml.ggml_backend_reg_dev_get(registry, 0)), []
+        types = get(self.ggml.ggml_backend_reg_dev_get(registry, 0))
+        found: list[int] = []
         while types and types[len(found)]:
             found.append(types[len(found)])
         return found
@@ -122,17 +124,17 @@ class _Ggml(Contender):
         self.ggml.ggml_backend_tensor_set(tensor, rows.data_ptr(), 0, rows.nbytes)
         return _Weight(tensor, n, rows)
 
-    def blocks(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """Bytes of each block's codes, uint8 [n, k / 32, bytes], its scale, and the exact weight."""
+    def blocks(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Bytes of each block's codes, uint8 [n, k / 32, bytes], and its scale."""
         raise NotImplementedError
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
+    def weight(self, problem: Problem) -> Any:
         if problem.k % BLOCK or problem.group_size % BLOCK:
             raise NotImplementedError(f"k and groups: expected multiples of {BLOCK}")
-        codes, scale, exact = self.blocks(problem)
+        codes, scale = self.blocks(problem)
         half = scale.half().view(torch.uint8).unflatten(-1, (-1, 2))
         rows = torch.cat((half, codes), -1).contiguous()
-        return self.store(rows, problem.n, problem.k), exact
+        return self.store(rows, problem.n, problem.k)
 
     def another(self, weight: _Weight) -> _Weight:
         k = weight.rows.shape[1] * BLOCK
@@ -176,24 +178,22 @@ class GgmlQ4(_Ggml):
 
     name = "llama.cpp Q4_0"
     op = "int8_int4_mm"
+    form = "int4"
     type = Q4_0
 
-    def blocks(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    def blocks(self, problem: Problem) -> tuple[Tensor, Tensor]:
         codes, scale = problem.int4
         halves = codes.view(problem.n, -1, 2, BLOCK // 2)
-        return (
-            halves[:, :, 0] | halves[:, :, 1] << 4,
-            scale.repeat_interleave(problem.group_size // BLOCK, 1),
-            problem.int4_exact,
-        )
+        return halves[:, :, 0] | halves[:, :, 1] << 4, scale.repeat_interleave(problem.group_size // BLOCK, 1)
 
 
 class GgmlQ8(_Ggml):
     name = "llama.cpp Q8_0"
     op = "int8_mm"
+    form = "int8"
     type = Q8_0
 
-    def blocks(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    def blocks(self, problem: Problem) -> tuple[Tensor, Tensor]:
         codes, scale = problem.int8
         blocks = codes.view(torch.uint8).view(problem.n, -1, BLOCK)
-        return blocks, scale.expand(-1, blocks.shape[1]).contiguous(), problem.int8_exact
+        return blocks, scale.expand(-1, blocks.shape[1]).contiguous()

@@ -29,8 +29,8 @@ class OrtMatMulNBits(Contender):
         onnxruntime.set_default_logger_severity(3)
         self.onnx: Any = onnx
         self.runtime: Any = onnxruntime
-        self.options = onnxruntime.SessionOptions()
-        self.options.intra_op_num_threads = threads
+        self.session_options = onnxruntime.SessionOptions()
+        self.session_options.intra_op_num_threads = threads
 
     def weight(self, problem: Problem) -> Any:
         helper, group_size = self.onnx.helper, problem.group_size
@@ -62,7 +62,7 @@ class OrtMatMulNBits(Contender):
         return self.another(None)
 
     def another(self, weight: Any) -> Any:
-        return self.runtime.InferenceSession(self.model, self.options, providers=["CPUExecutionProvider"])
+        return self.runtime.InferenceSession(self.model, self.session_options, providers=["CPUExecutionProvider"])
 
     def nbytes(self, weight: Any) -> int:
         return self.model_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class TorchBf16(Contender):
     matmuls = ("cpu", "cuda")
     models = True
     dtype = "bfloat16"
-    devices = ("cpu", "cuda")
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def weight(self, problem: Problem) -> Any:
         return problem.w
@@ -35,11 +35,11 @@ class TorchFp32(TorchBf16):
     """The same in fp32: the faster one where the CPU has no bf16 instructions, though it reads twice as much."""
 
     name = "torch fp32"
-    dtype = "float32"
+    model_dtype = "float32"
     devices = ("cpu",)
 
-    def weight(self, problem: Problem) -> tuple[Any, Tensor]:
-        return problem.w.float(), problem.w
+    def weight(self, problem: Problem) -> Any:
+        return problem.w.float()
 
     def prepare(self, x: Tensor) -> Tensor:
         return x.float()
