@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class TorchBf16(Contender):
     w_rounded = False
     models = True
     dtype = "bfloat16"
-    devices = ("cpu", "cuda")
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def weight(self, problem: Problem) -> tuple[Any, Tensor]:
         return problem.w, problem.w
