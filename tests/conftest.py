@@ -26,10 +26,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--isa", help="of the ops' tests, run those of this ISA's own kernels: avx2, amx, ...")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def fast_bf16() -> Iterator[None]:
+    """Dtypes are the same on every machine: as on a CPU for which none is changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "cpu_features", lambda *_: frozenset({"avx512_bf16"}))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def alike(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test begins as if it were the only one, on a CPU for which no dtype is changed."""
-    monkeypatch.setattr(cpu, "cpu_features", lambda *_: frozenset({"avx512_bf16"}))
+def alike() -> Iterator[None]:
+    """A test begins as if it were the only one."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     yield
