@@ -42,6 +42,8 @@ struct Int8Avx2 : Avx2, Units<Int256, Format, kByWord> {
   static Weight decode(const Raw& raw, int pair) {
     if constexpr (Format::kBits == 8)
       return pair ? _mm256_srli_epi16(Of::word(raw, 0), 8) : _mm256_and_si256(Of::word(raw, 0), _mm256_set1_epi16(255));
+    else if constexpr (Of::kUpper)
+      return Of::halves(raw, pair / 4, pair % 4);
     else
       return _mm256_and_si256(_mm256_srli_epi16(Of::word(raw, pair / 4), 4 * (pair % 4)), _mm256_set1_epi16(15));
   }

@@ -19,6 +19,8 @@ struct Int8AvxVnni : Int8Avx2<Format, kByWord> {  // X holds four int8
   static Weight decode(const Raw& raw, int quad) {
     if constexpr (Format::kBits == 8)
       return Of::word(raw, 0);
+    else if constexpr (Of::kUpper)
+      return Of::bytes(raw, quad / 2, quad % 2);
     else
       return _mm256_and_si256(_mm256_srli_epi16(Of::word(raw, quad / 2), 4 * (quad % 2)), _mm256_set1_epi8(15));
   }
