@@ -21,7 +21,8 @@
 //   others   the bits of a code are split into planes of 4, 2 and 1 bits, low bits first: 3 = 2 + 1, 5 = 4 + 1. A word
 //            of the plane of two bits holds eight columns in the low halves of its nibbles and the next eight in the
 //            upper ones, a word of the plane of one bit four times eight. So one shift and one mask make any plane's
-//            share of the same word of nibbles, from where on all formats below 8 bits are alike:
+//            share of the same word of nibbles, from where on all formats of up to 4 bits are alike. Of more bits the
+//            plane of four is words of nibbles as it is, and the planes above make others (mm/units.h joins the two).
 //
 //              3 bits, unit of 32 columns, 192 bytes:   | two bits, k 0..15 | two bits, k 16..31 | one bit, k 0..31 |
 //              nibbles of k 8j .. 8j + 7 = (word[j / 2] >> 2 (j % 2) & 0x33333333) | (word[2] >> j & 0x11111111) << 2
@@ -154,11 +155,13 @@ struct Affine {
   static constexpr float value(int code) { return static_cast<float>(code); }
 };
 
-// What sixteen codes stand for once kMid is taken off, and their bf16 bits where those are exact: look-up tables.
+// What all codes stand for once kMid is taken off, and their bf16 bits where those are exact: look-up tables, of at
+// least sixteen.
 template <class Format>
 struct Values {
-  alignas(64) float f32[16] = {};
-  alignas(32) uint16_t bf16[16] = {};
+  static constexpr int kCount = 1 << (Format::kBits < 4 ? 4 : Format::kBits);
+  alignas(64) float f32[kCount] = {};
+  alignas(64) uint16_t bf16[kCount] = {};
   constexpr Values() {
     for (int code = 0; code < (1 << Format::kBits); ++code) {
       f32[code] = Format::value(code) - Format::kMid;

@@ -1,5 +1,6 @@
 #include "mm/mm.h"
 
+#include "mm/units.h"
 #include "mm_formats.h"  // all of formats/formats.inc
 
 namespace aoq {
@@ -62,6 +63,46 @@ constexpr FormatInfo kFormats[] = {
 #undef AOQ_FORMAT
 };
 constexpr int kFormatCount = sizeof(kFormats) / sizeof(kFormats[0]);
+
+// What engines read of units, of one row: the codes that formats/format.h puts there.
+struct OneLane {
+  using Type = uint32_t;
+  static constexpr Type load(const uint8_t* data) {
+    return data[0] | uint32_t{data[1]} << 8 | uint32_t{data[2]} << 16 | uint32_t{data[3]} << 24;
+  }
+  static constexpr Type right(Type a, int count) { return a >> count; }
+  static constexpr Type left(Type a, int count) { return a << count; }
+  static constexpr Type masked(Type a, uint32_t mask) { return a & mask; }
+  static constexpr Type either(Type a, Type b) { return a | b; }
+};
+template <class Format, bool kByWord>
+constexpr bool units_are_read() {
+  using U = Units<OneLane, Format, kByWord>;
+  using P = Planes<Format::kBits>;
+  if (P::kBytes) return true;
+  uint8_t stream[2 * P::kUnitBytes] = {};
+  const auto code = [](int k) { return static_cast<uint32_t>((37 * k + 11) % (1 << Format::kBits)); };
+  for (int k = 0; k < 2 * P::kUnitK; ++k)
+    add_code<Format::kBits>(stream + k / P::kUnitK * P::kUnitBytes, 0, k % P::kUnitK, static_cast<int>(code(k)));
+  for (int unit = 0; unit < 2 * P::kUnitK / U::kUnitK; ++unit) {
+    const auto words = U::load_unit(stream, unit);
+    for (int word = 0; word < U::kUnitWords; ++word) {
+      const int first = unit * U::kUnitK + 8 * word;
+      const uint32_t even = code(first) | code(first + 4) << 8 | code(first + 1) << 16 | code(first + 5) << 24;
+      const uint32_t odd = code(first + 2) | code(first + 6) << 8 | code(first + 3) << 16 | code(first + 7) << 24;
+      if (U::bytes(words, word, false) != even || U::bytes(words, word, true) != odd) return false;
+      for (int pair = 0; pair < 4; ++pair)
+        if (U::halves(words, word, pair) != (code(first + 2 * pair) | code(first + 2 * pair + 1) << 16)) return false;
+      for (int k = 0; k < 8; ++k)
+        if (U::lanes(words, word, k) != code(first + k)) return false;
+    }
+  }
+  return true;
+}
+#define AOQ_FORMAT(name, type, op, op_of_int8) \
+  static_assert(units_are_read<type, false>() && units_are_read<type, true>(), #name);
+#include "formats/formats.inc"
+#undef AOQ_FORMAT
 
 // Where a format's rows begin in the table.
 struct Starts {

@@ -157,9 +157,9 @@ class AmxMm {
       for (int64_t u = 0; u < kUnits; ++u, tile += kTile / kUnits) {
         const int64_t unit = chunk.unit + step * kUnits + u;
         // Past the end x is 0, and so are the weights: what lies there could be anything.
-        const __m512i word = unit < units_ ? Engine::load_unit(stream, unit).word[0] : _mm512_setzero_si512();
+        const auto words = unit < units_ ? Engine::load_unit(stream, unit) : typename Engine::Words{};
         prefetch(stream + unit * Engine::kUnitBytes + 2048);
-        Engine::decode(word, tile);
+        Engine::decode(words, tile);
       }
     }
   }

@@ -27,8 +27,13 @@ struct FloatAmx : Avx512, Units<Int512, Format, true> {
   static __m512 product(const float* sums) { return _mm512_load_ps(sums); }
 
   // A word of nibbles is four rows of a tile, bf16 pairs of k by sixteen rows of w; a word of bytes is two.
-  static void decode(__m512i word, uint8_t* rows) {
-    if constexpr (Format::kFp8) {
+  static void decode(const typename Of::Words& words, uint8_t* rows) {
+    const __m512i word = words.word[0];
+    if constexpr (Of::kUpper) {
+#pragma GCC unroll 4
+      for (int pair = 0; pair < 4; ++pair)
+        _mm512_store_si512(rows + 64 * pair, bf16_pairs<Format>(Of::halves(words, 0, pair)));
+    } else if constexpr (Format::kFp8) {
       const Fp8Unit unit = fp8_unit<typename Format::Fp8>(word);
       _mm512_store_si512(rows, fp8_pairs(unit, 0));
       _mm512_store_si512(rows + 64, fp8_pairs(unit, 1));

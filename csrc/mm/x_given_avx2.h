@@ -38,6 +38,8 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
         return fp8_value(byte);
       else
         return int8_value(byte);
+    } else if constexpr (Of::kUpper) {
+      return value(Of::lanes(raw, k / 8, k % 8));
     } else {
       // A code in the upper four bits of the mantissa of the bf16 16.0 makes it 16 + code: one shift, mask and exponent
       // for the pair of columns k and k + 1 of all lanes, which are then floats when their other half is cleared.
@@ -59,10 +61,10 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
   static Weight decode_scaled(const Raw& raw, int k, Vec scale, Vec shift) { return fma(decode(raw, k), scale, shift); }
 
  private:
-  // 0x4b000000 | byte is the float 2^23 + byte: one subtraction leaves the code.
-  static Weight int8_value(__m256i byte) {
-    const __m256i low = _mm256_and_si256(byte, _mm256_set1_epi32(0xff));
-    const __m256i bits = _mm256_or_si256(low, _mm256_set1_epi32(0x4b000000));
+  // 0x4b000000 | code is the float 2^23 + code: one subtraction leaves the code.
+  static Weight int8_value(__m256i byte) { return value(_mm256_and_si256(byte, _mm256_set1_epi32(0xff))); }
+  static Weight value(__m256i code) {
+    const __m256i bits = _mm256_or_si256(code, _mm256_set1_epi32(0x4b000000));
     return _mm256_sub_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(8388608 + kMid));
   }
 

@@ -36,6 +36,8 @@ struct FloatAvx512 : Avx512, Units<Int512, Format, kByWord> {
         return fp8_value(byte);
       else
         return int8_value(byte);
+    } else if constexpr (Of::kUpper) {
+      return int8_value(Of::lanes(raw, k / 8, k % 8));
     } else {
       // The permutation reads the low four bits of each lane.
       const __m512i nibble = _mm512_srli_epi32(Of::word(raw, k / 8), static_cast<unsigned>(aoq::nibble_shift(k % 8)));

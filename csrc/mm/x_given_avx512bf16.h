@@ -47,18 +47,25 @@ struct FloatAvx512Bf16 : PairsAvx512Bf16, Units<Int512, Format, kByWord> {
       return fp8_pairs<typename Format::Fp8>(Of::word(raw, 0), pair);
     else if constexpr (Format::kBits == 8)
       return int8_pairs(Of::word(raw, 0), pair);
+    else if constexpr (Of::kUpper)
+      return bf16_pairs<Format>(Of::halves(raw, pair / 4, pair % 4));
     else  // a 16-bit table look-up, whose five index bits see half a table twice
       return _mm512_permutexvar_epi16(_mm512_srli_epi16(Of::word(raw, pair / 4), static_cast<unsigned>(4 * (pair % 4))),
                                       bf16_table<Format>());
   }
 
-  // In fp32, one look-up for each of the two words of a lane, then rounded to bf16 pairs.
+  // In fp32, one look-up for each of the two words of a lane, then rounded to bf16 pairs. Codes of more than four bits
+  // become floats by themselves: there is no look-up in fp32 for so many.
   static Weight decode_scaled(const Raw& raw, int pair, Vec scale, Vec shift) {
-    const __m512i word = Of::word(raw, pair / 4);
     auto look_up = [&](int bit) {
-      return fma(_mm512_permutexvar_ps(_mm512_srli_epi32(word, static_cast<unsigned>(bit)),
-                                       _mm512_load_ps(aoq::kValues<Format>.f32)),
-                 scale, shift);
+      if constexpr (Of::kUpper) {
+        const __m512i codes = _mm512_srli_epi32(Of::halves(raw, pair / 4, pair % 4), static_cast<unsigned>(bit & 16));
+        const __m512 code = _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(0xff)));
+        return fma(_mm512_sub_ps(code, _mm512_set1_ps(kMid)), scale, shift);
+      } else {
+        const __m512i nibbles = _mm512_srli_epi32(Of::word(raw, pair / 4), static_cast<unsigned>(bit));
+        return fma(_mm512_permutexvar_ps(nibbles, _mm512_load_ps(aoq::kValues<Format>.f32)), scale, shift);
+      }
     };
     const int low = 4 * (pair % 4);
     const __m512i words = (__m512i)_mm512_cvtne2ps_pbh(look_up(low + 16), look_up(low));

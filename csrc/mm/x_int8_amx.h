@@ -30,13 +30,12 @@ struct Int8Amx : Avx512, Units<Int512, Format, true> {
 
   // Quads of k by sixteen rows of w: low nibbles of a word are one row of a tile, high nibbles the next; a word of
   // bytes is one.
-  static void decode(__m512i word, uint8_t* rows) {
+  static void decode(const typename Of::Words& words, uint8_t* rows) {
     if constexpr (Format::kBits == 8) {
-      _mm512_store_si512(rows, word);
+      _mm512_store_si512(rows, words.word[0]);
     } else {
-      const __m512i nibble = _mm512_set1_epi8(15);
-      _mm512_store_si512(rows, _mm512_and_si512(word, nibble));
-      _mm512_store_si512(rows + 64, _mm512_and_si512(_mm512_srli_epi16(word, 4), nibble));
+      _mm512_store_si512(rows, Of::bytes(words, 0, false));
+      _mm512_store_si512(rows + 64, Of::bytes(words, 0, true));
     }
   }
 };

@@ -5,8 +5,8 @@
 // then vpmaddwd adds the two halves of a lane to its int32. Nine multiplications for 32 columns, where widening to 16
 // bits takes sixteen.
 //
-// Bytes: a pair of their products does not fit 16 bits, and cut into nibbles they take as many multiplications as
-// widened ones. So codes and x are widened, and vpmaddwd adds pairs of products to each int32.
+// Longer codes: a pair of bytes' products does not fit 16 bits, and cut into nibbles they take as many multiplications
+// as widened ones. So codes and x are widened, and vpmaddwd adds pairs of products to each int32.
 #pragma once
 #include "simd/vec_avx2.h"
 
@@ -63,6 +63,8 @@ struct Int8Quads : Int8Ymm<Format, kByWord> {
   static Weight decode(const Raw& raw, int quad) {
     if constexpr (Format::kBits == 8)
       return Of::word(raw, 0);
+    else if constexpr (Of::kUpper)
+      return Of::bytes(raw, quad / 2, quad % 2);
     else
       return _mm256_and_si256(_mm256_srli_epi16(Of::word(raw, quad / 2), 4 * (quad % 2)), _mm256_set1_epi8(15));
   }
@@ -97,7 +99,7 @@ struct Int8Avx2Nibbles : Int8Quads<Format, kByWord> {
 };
 
 template <class Format, bool kByWord = false>
-struct Int8Avx2Bytes : Int8Ymm<Format, kByWord> {
+struct Int8Avx2Pairs : Int8Ymm<Format, kByWord> {
   using Base = Int8Ymm<Format, kByWord>;
   using typename Base::Of, typename Base::Raw, typename Base::Sum, typename Base::Weight, typename Base::X;
   static constexpr int kStep = 2;
@@ -109,15 +111,18 @@ struct Int8Avx2Bytes : Int8Ymm<Format, kByWord> {
     return int8_pairs_of_x<Format>(codes, steps, memory);
   }
 
-  // The even bytes of a lane are k = 0,2 and the odd ones k = 1,3.
+  // Of a word of bytes the even ones are k = 0,2 and the odd ones k = 1,3.
   static Weight decode(const Raw& raw, int pair) {
-    return pair ? _mm256_srli_epi16(Of::word(raw, 0), 8) : _mm256_and_si256(Of::word(raw, 0), _mm256_set1_epi16(255));
+    if constexpr (Of::kUpper)
+      return Of::halves(raw, pair / 4, pair % 4);
+    else
+      return pair ? _mm256_srli_epi16(Of::word(raw, 0), 8) : _mm256_and_si256(Of::word(raw, 0), _mm256_set1_epi16(255));
   }
 };
 
 template <class Format, bool kByWord>
 using Int8Avx2 =
-    std::conditional_t<Format::kBits == 8, Int8Avx2Bytes<Format, kByWord>, Int8Avx2Nibbles<Format, kByWord>>;
+    std::conditional_t<Format::kBits == 8, Int8Avx2Pairs<Format, kByWord>, Int8Avx2Nibbles<Format, kByWord>>;
 
 template <class Format>
 void run_int8_avx2(const PackedMm& p) {

@@ -42,6 +42,8 @@ struct Int8Avx512 : Avx512, Units<Int512, Format, kByWord> {
   static Weight decode(const Raw& raw, int pair) {
     if constexpr (Format::kBits == 8)
       return pair ? _mm512_srli_epi16(Of::word(raw, 0), 8) : _mm512_and_si512(Of::word(raw, 0), _mm512_set1_epi16(255));
+    else if constexpr (Of::kUpper)
+      return Of::halves(raw, pair / 4, pair % 4);
     else
       return _mm512_and_si512(_mm512_srli_epi16(Of::word(raw, pair / 4), static_cast<unsigned>(4 * (pair % 4))),
                               _mm512_set1_epi16(15));

@@ -19,6 +19,8 @@ struct Int8Avx512Vnni : Int8Avx512<Format, kByWord> {  // X holds four int8
   static Weight decode(const Raw& raw, int quad) {
     if constexpr (Format::kBits == 8)
       return Of::word(raw, 0);
+    else if constexpr (Of::kUpper)
+      return Of::bytes(raw, quad / 2, quad % 2);
     else
       return _mm512_and_si512(_mm512_srli_epi16(Of::word(raw, quad / 2), static_cast<unsigned>(4 * (quad % 2))),
                               _mm512_set1_epi8(15));
