@@ -122,7 +122,7 @@ struct Int8Avx2Pairs : Int8Ymm<Format, kByWord> {
 
 template <class Format, bool kByWord>
 using Int8Avx2 =
-    std::conditional_t<Format::kBits == 8, Int8Avx2Pairs<Format, kByWord>, Int8Avx2Nibbles<Format, kByWord>>;
+    std::conditional_t<Format::kBits <= 4, Int8Avx2Nibbles<Format, kByWord>, Int8Avx2Pairs<Format, kByWord>>;
 
 template <class Format>
 void run_int8_avx2(const PackedMm& p) {

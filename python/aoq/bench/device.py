@@ -160,10 +160,9 @@ class DeviceMeasurement(Session):
     ) -> None:
         about = machine.describe(settings.threads, settings.device)
         fields = {key: value for key, value in vars(settings).items() if key != "todo"}
-        can = [entry for entry in entries if settings.device in entry.cls.matmuls]
-        super().__init__(Report(about, fields), can, progress)
+        super().__init__(Report(about, fields), entries, progress)
         self.settings, self.written = settings, written
-        for entry in can:
+        for entry in entries:
             self.about[entry.name]["part"] = entry.cls.part
         self.stand: Worker | None = None
         self.spent: dict[str, float] = {}  # seconds of getting ready
@@ -194,7 +193,7 @@ class DeviceMeasurement(Session):
     def get_ready(self, entry: Entry) -> bool:
         self.step(f"starting {entry.name}", 0)
         self.about[entry.name] |= self.ask(entry.name, START_SECONDS, "ready")
-        return self.about[entry.name]["status"] == "ok"
+        return bool(self.about[entry.name]["status"] == "ok")
 
     def case(self, step: Step, m: int) -> None:
         """A case of the report for each regime."""

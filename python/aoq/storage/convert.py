@@ -185,7 +185,8 @@ def quantize_checkpoint(
                 continue
             try:
                 owner = model.get_submodule(str(param).rpartition(".")[0])
-                quantized = quantize_weight(chosen, w, owner).to(kept or w.dtype).unpack()
+                quantized: Any = quantize_weight(chosen, w, owner).to(kept or w.dtype)
+                quantized = quantized.unpack()
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{source}: {name}: {error}") from error
             report.quantized.append(QuantizedWeight((name,), chosen, w.numel(), w.nbytes, quantized.nbytes))
