@@ -74,7 +74,10 @@ class Problem:
         codes, scale = getattr(self, form)
         codes = codes.view(torch.uint8)[rows].view(codes.dtype).float()
         scale = (scale[rows] if scale.dim() else scale).float()
-        return (codes - 8) * scale.repeat_interleave(self.group_size, 1) if form == "int4" else codes * scale
+        if form == "int4":
+            codes, scale = codes - 8, scale.repeat_interleave(self.group_size, 1)
+        exact: Tensor = codes * scale
+        return exact
 
     def forget(self) -> None:
         """Frees what it holds; it is made again when asked for."""
@@ -132,7 +135,7 @@ class Contender:
     out_roundings: ClassVar[float] = 1  # to bf16, of what is returned
     sum_relative: float = 2**-24  # of each addition
 
-    options: dict[str, Any] = {}  # noqa: RUF012  # of measure.Entry: how ours is to run
+    how: dict[str, Any] = {}  # noqa: RUF012  # ours is to run: the options of measure.Entry
 
     def __init__(self, threads: int, device: str = "cpu") -> None:
         """Gets ready to compute on `threads` threads; torch has been told."""

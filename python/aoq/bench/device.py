@@ -160,10 +160,9 @@ class DeviceMeasurement(Session):
     ) -> None:
         about = machine.describe(settings.threads, settings.device)
         fields = {key: value for key, value in vars(settings).items() if key != "todo"}
-        can = [entry for entry in entries if settings.device in entry.cls.matmuls]
-        super().__init__(Report(about, fields), can, progress)
+        super().__init__(Report(about, fields), entries, progress)
         self.settings, self.written = settings, written
-        for entry in can:
+        for entry in entries:
             self.about[entry.name]["part"] = entry.cls.part
         self.stand: Worker | None = None
         self.spent: dict[str, float] = {}  # seconds of getting ready

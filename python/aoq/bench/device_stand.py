@@ -39,7 +39,7 @@ def seconds_of(call: Callable[[], object], calls: int = 3) -> float:
         call()
     events[1].record()
     torch.cuda.synchronize()
-    return events[0].elapsed_time(events[1]) / 1e3 / calls
+    return float(events[0].elapsed_time(events[1])) / 1e3 / calls
 
 
 def copy_bandwidth() -> float:
@@ -102,7 +102,7 @@ class CudaTimer:
             self.call(0)
             events[1].record()
             torch.cuda.synchronize()
-            times.append(events[0].elapsed_time(events[1]) / 1e3)
+            times.append(float(events[0].elapsed_time(events[1])) / 1e3)
         return statistics.median(times)
 
 
@@ -195,7 +195,7 @@ class DeviceStand:
             file, cls, options = self.entries[name]
             self.found[name] = contenders_in(Path(file))[cls](self.threads, self.device)
             if options:
-                self.found[name].options = options
+                self.found[name].how = options
         return self.found[name]
 
     def _copies(self, name: str, shape: tuple[int, int, int], m: int) -> list[Any]:

@@ -64,8 +64,7 @@ class MmOp:
 
     def _weight(self, given: dict[str, Any], k: int, dtype: torch.dtype, reference: bool = False) -> Tensor:
         parts = given["packed"], given["scale"], given.get("zero_point")
-        sizes = given["n"], given.get("group_size"), k, dtype
-        return self._format_of(given).weight(*parts, *sizes, reference)
+        return self._format_of(given).weight(*parts, given["n"], given.get("group_size"), k, dtype, reference)
 
     def _dequantize(self, *operands: Any) -> Tensor:
         *parts_and_sizes, k, dtype = operands

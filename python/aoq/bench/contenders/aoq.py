@@ -64,7 +64,7 @@ class _Aoq(Contender):
         if not w.packed:
             raise NotImplementedError(f"this build of aoq has no {self.device} kernel for {w.mm_op}")
         self.call = registered(w.torch_op, self.device)
-        if missing := self.options.keys() & {"config"} - {argument.name for argument in self.call._schema.arguments}:
+        if missing := self.how.keys() & {"config"} - {argument.name for argument in self.call._schema.arguments}:
             raise NotImplementedError(f"{w.torch_op} has no {min(missing)}")
         return w
 
@@ -93,10 +93,10 @@ class _Aoq(Contender):
 
     def multiply(self, x: Tensor, weight: Any) -> Tensor:
         """As F.linear; with options as the op itself, which takes them."""
-        if not self.options:
+        if not self.how:
             return linear(x, weight)
-        plan = {name: value for name, value in self.options.items() if name == "config"}
-        _C.set_pdl("" if self.options.get("pdl", True) else "0")
+        plan = {name: value for name, value in self.how.items() if name == "config"}
+        _C.set_pdl("" if self.how.get("pdl", True) else "0")
         try:
             out: Tensor = self.call(x, *arguments(self.call, weight), **plan)
             return out
