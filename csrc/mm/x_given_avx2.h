@@ -16,7 +16,7 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
   using Weight = __m256;
   using X = float;
   static constexpr bool kInt8 = false, kScaleLast = !Format::kGrouped, kNibbles = Format::kBits <= 4;
-  static constexpr float kMid = Format::kMid, kOffset = kNibbles ? -16 : kMid;  // what decode takes from a code
+  static constexpr float kMid = Format::kMid, kOffset = kMid;  // codes are decoded around it
   static constexpr int kStep = 1, kTileRows = 6, kFusedTile = 4, kFusedRows = kFusedTile;
 
   static constexpr bool kPairs = kNibbles;
@@ -51,16 +51,19 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
       const __m256i codes = _mm256_and_si256(moved, _mm256_set1_epi32(0x00780078));
       __m256i pair = _mm256_or_si256(codes, _mm256_set1_epi32(0x41804180));
       asm("" : "+x"(pair));  // or GCC masks the two columns apart, one instruction more
-      if (k % 2) return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+      if (k % 2) return around_mid(_mm256_and_si256(pair, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
       // Up by two bytes: Zen 2 shuffles twice a cycle and shifts once.
       const __m256i up = _mm256_setr_epi32(0x01008080, 0x05048080, 0x09088080, 0x0d0c8080, 0x01008080, 0x05048080,
                                            0x09088080, 0x0d0c8080);
-      return _mm256_castsi256_ps(_mm256_shuffle_epi8(pair, up));
+      return around_mid(_mm256_shuffle_epi8(pair, up));
     }
   }
   static Weight decode_scaled(const Raw& raw, int k, Vec scale, Vec shift) { return fma(decode(raw, k), scale, shift); }
 
  private:
+  // Exact. Taken off once a group, as (16 + zero) times the sum of x, it would leave sums of zeros a rounding from
+  // zero.
+  static Weight around_mid(__m256i code) { return _mm256_sub_ps(_mm256_castsi256_ps(code), _mm256_set1_ps(16 + kMid)); }
   // 0x4b000000 | code is the float 2^23 + code: one subtraction leaves the code.
   static Weight int8_value(__m256i byte) { return value(_mm256_and_si256(byte, _mm256_set1_epi32(0xff))); }
   static Weight value(__m256i code) {
