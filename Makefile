@@ -87,9 +87,11 @@ build/.emulated: build/.installed
 	$(call emulated,wheel,emulated)
 	touch $@
 
-build/.sanitized: $(VENV)/.ready $(CSRC) $(PYSRC)
+# Of vector kernels those that this machine runs.
+build/.sanitized: build/.installed
 	$(BIN)/cmake -S . -B build/cmake-sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=Release \
-	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DAOQ_CUDA=OFF -DAOQ_SANITIZE=address,undefined
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DAOQ_CUDA=OFF -DAOQ_SANITIZE=address,undefined \
+	  -DAOQ_MM_ISAS="$$($(BIN)/python -c 'from aoq import _C; print(*_C.isas(), sep=";")');amx"
 	$(call emulated,sanitized,sanitized)
 	touch $@
 

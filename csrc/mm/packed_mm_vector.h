@@ -722,12 +722,19 @@ class VectorMm {
   Scratch<RowScale> x_scale_;  // [m], where x is quantized
 };
 
+// An engine with tiles of a few rows: where speed matters less than how long it takes to compile.
+template <class Engine>
+struct FewRows : Engine {
+  static constexpr int kTileRows = Engine::kTileRows < 4 ? Engine::kTileRows : 4;
+  static constexpr int kFusedTile = Engine::kFusedTile < kTileRows ? Engine::kFusedTile : kTileRows;
+};
+
 // Takes whole units of the format where groups are made of them.
 template <template <class, bool> class Engine, class Format>
 void run_vector_mm(const PackedMm& p) {
   constexpr int kUnitK = Engine<Format, false>::kUnitK;
   if constexpr (aoq::Planes<Format::kBits>::kPhases > 1)
-    if (p.group < p.k && p.group % kUnitK) return VectorMm<Engine<Format, true>>::run(p);
+    if (p.group < p.k && p.group % kUnitK) return VectorMm<FewRows<Engine<Format, true>>>::run(p);
   VectorMm<Engine<Format, false>>::run(p);
 }
 
