@@ -98,10 +98,17 @@ def table() -> str:
 def formats() -> str:
     from aoq.tensors.formats import ways
 
-    rows = ["| weights | config | activations | `--config` |", "|---|---|---|---|"]
+    # One row for those that differ by their width alone.
+    found: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for way in ways():
-        title = f"{way.format.title} (HQQ too)" if "use_hqq" in way.config.OPTIONS else way.format.title
-        rows.append(f"| {title} | `{type(way.config).__name__}` | {way.config.ACTIVATIONS} | `{way.command}` |")
+        name, _, rest = way.format.title.partition(" ")
+        hqq = " (HQQ too)" if "use_hqq" in way.config.OPTIONS else ""
+        alike = (rest + hqq, type(way.config).__name__, way.config.ACTIVATIONS)
+        found.setdefault(alike, []).append((name, f"`{way.command}`"))
+    rows = ["| weights | config | activations | `--config` |", "|---|---|---|---|"]
+    for (rest, config, activations), alike in found.items():
+        weights, commands = (", ".join(each) for each in zip(*alike, strict=True))
+        rows.append(f"| {weights} {rest} | `{config}` | {activations} | {commands} |")
     return "\n".join(rows) + "\n"
 
 
