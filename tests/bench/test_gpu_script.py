@@ -1,7 +1,9 @@
-"""scripts/gpu.py: how it shares out its time, which needs no GPU."""
+"""scripts/gpu.py: its time, its order and what it keeps of what fails, which need no GPU."""
 
+import collections
 import importlib.util
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,4 +45,73 @@ def test_what_does_not_heed_it_is_killed():
 
 
 def test_the_order_of_tests_names_files():
-    assert all((FILE.parents[1] / "tests/gpu" / f"{stem}.py").exists() for stem in gpu.TEST_ORDER)
+    folder = FILE.parents[1] / "tests/gpu"
+    assert sorted([*gpu.stems_in_order(), gpu.SANITIZER]) == sorted(file.stem for file in folder.glob("test_*.py"))
+
+
+def test_the_plainest_kernels_come_first_and_block():
+    names = [one.name for one in gpu.PASSES]
+    assert names[:4] == ["sm80", "sm89", "sm90a", "sm90a-pdl"]
+    blocking = {"CUDA_LAUNCH_BLOCKING": "1", "AOQ_PDL": "0"}
+    assert [dict(one.environment) for one in gpu.PASSES[:3]] == [blocking] * 3
+    assert all(not one.environment for one in gpu.PASSES[3:]) and "models" not in gpu.DEFAULT
+
+
+@pytest.fixture(scope="module")
+def selected():
+    """By pass, the tests that it selects of all of tests/gpu; and all there are."""
+
+    def collect(names="", marks=""):
+        command = [*gpu.pytest_command(gpu.SANITIZER, names, marks)[:-1], "-q", "--collect-only", "tests/gpu"]
+        done = subprocess.run(command, cwd=FILE.parents[1], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {line for line in done.stdout.splitlines() if "::" in line}
+
+    return {one.name: collect(one.names, one.marks) for one in gpu.PASSES} | {"": collect()}
+
+
+def test_every_test_is_in_a_pass(selected):
+    """And in one alone, but for those of Hopper: these run without PDL, then with it."""
+    every = selected.pop("")
+    counts = collections.Counter(test for tests in selected.values() for test in tests)
+    assert counts.keys() == every and len(every) > 500
+    assert {test for test, count in counts.items() if count > 1} == selected["sm90a"] & selected["sm90a-pdl"]
+    assert not any("test_graph_capture" in test for name in ("sm80", "sm89", "sm90a") for test in selected[name])
+
+
+def test_tests_load_where_there_is_pytest_alone(tmp_path):
+    """What tests/conftest.py asks for, a machine with a GPU may not have."""
+    (tmp_path / "hypothesis.py").write_text("raise ImportError('no hypothesis here')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [*gpu.pytest_command("test_int4_mm", "", ""), "--collect-only", "-q"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=FILE.parents[1], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "test_awkward_shapes" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_file_that_fails_or_hangs_loses_itself_alone(tmp_path, capsys):
+    sources = {
+        "right": "def test_it(): pass",
+        "wrong": "def test_it(): assert False, 'what is wrong'\ndef test_later(): pass",
+        "hangs": "import time\ndef test_before(): pass\ndef test_that_hangs(): time.sleep(60)",
+        "crashes": "import os\ndef test_that_crashes(): os.abort()",
+        "empty": "",
+        "last": "def test_it(): pass",
+    }
+    for name, source in sources.items():
+        (tmp_path / f"test_{name}.py").write_text(source)
+    command = [sys.executable, *gpu.PYTEST, "--rootdir", str(tmp_path)]
+    todo = ((name, [*command, str(tmp_path / f"test_{name}.py")], dict(os.environ), 20) for name in sources)
+    found = gpu.run_files(todo, 200, tmp_path)
+    assert not found["passed"] and set(found["failures"]) == {"wrong", "hangs", "crashes"}
+    assert "test_that_hangs" in found["failures"]["hangs"] and "not done after 20 s" in found["failures"]["hangs"]
+    assert "test_that_crashes" in found["failures"]["crashes"]
+    assert found["failures"]["wrong"].startswith("exit 1")
+    assert "what is wrong" in capsys.readouterr().out and (tmp_path / "last.log").exists()
+    assert gpu.run_files(iter([("late", command, {}, 20)]), 1, tmp_path)["not_reached"] == ["late"]
+
+
+def test_the_probes_names_are_its_families():
+    listed = subprocess.run([sys.executable, "tests/gpu/probe.py"], cwd=FILE.parents[1], capture_output=True, text=True)
+    names = listed.stdout.split()
+    assert names[:2] == ["device", "clusters"] and set(gpu.PROFILED) <= set(names)

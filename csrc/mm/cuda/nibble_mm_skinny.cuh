@@ -312,7 +312,8 @@ void run_plan(const Args& args, CudaStream stream) {
   const int64_t token_blocks = ceil_div(args.p.m, kTokens), y = token_blocks < 65535 ? token_blocks : 65535;
   const dim3 grid(static_cast<unsigned>(row_blocks(args.plan, args.p.n) * args.plan.split()), static_cast<unsigned>(y),
                   static_cast<unsigned>(ceil_div(token_blocks, y)));
-  launch(kernel, {grid, kThreads, shared, stream, kCluster ? static_cast<unsigned>(args.plan.split()) : 0}, args);
+  const unsigned cluster = kCluster ? static_cast<unsigned>(args.plan.split()) : 0;
+  launch(kernel, {grid, kThreads, shared, stream, cluster, kMostShared}, args);
 }
 
 template <class X, class Format, bool kZero, bool kCluster>

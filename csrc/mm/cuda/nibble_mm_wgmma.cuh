@@ -355,8 +355,9 @@ void run_plan(const Args& args, CudaStream stream) {
   const Stage stage = stage_of(kTokens, kHalves, kSpan, kZero, kXBytes, Format::kBits, bytes);
   const auto blocks = static_cast<unsigned>(args.row_tiles * args.token_tiles * args.plan.split);
   launch(multiply<X, Format, kTokens, kHalves, kSpan, kZero>,
-         {dim3(blocks), kThreads, shared_bytes(args.plan, stage), stream, static_cast<unsigned>(args.plan.split)}, maps,
-         args);
+         {dim3(blocks), kThreads, shared_bytes(args.plan, stage), stream, static_cast<unsigned>(args.plan.split),
+          kMostShared},
+         maps, args);
 }
 
 // Every instance for x of this kind.

@@ -85,13 +85,17 @@ struct Launch {
   int threads;
   int64_t shared;
   CudaStream stream;
-  unsigned cluster;  // blocks of one, or 0
+  unsigned cluster;         // blocks of one, or 0
+  int64_t most_shared = 0;  // what any launch of this kernel takes, where plans differ
 };
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arguments) {
-  if (how.shared > 49152)  // what needs no asking
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared));
+  // The limit is the kernel's, not this launch's: always the same one, or another thread with a smaller plan could lower
+  // it before this launch.
+  const int64_t most = how.shared > how.most_shared ? how.shared : how.most_shared;
+  if (most > 49152)  // what needs no asking
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
   cudaLaunchConfig_t config{};
   config.gridDim = how.grid;
   config.blockDim = dim3(static_cast<unsigned>(how.threads));

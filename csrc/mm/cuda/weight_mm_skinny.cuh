@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
     ptx::wait_for_copies();
     __syncthreads();
     const Pass next = pass_from(pass.last);
-    int offset = 2 * 64 * (pass.begin - 2 * pass.first);
+    // Unsigned: of kNone it is 2^31 and more, which no step uses.
+    uint32_t offset = 2u * 64 * static_cast<uint32_t>(pass.begin - 2 * pass.first);
     for (int step = pass.begin; step < pass.end; step += kAhead) {
       const int ahead = step + kAhead < pass.end ? step + kAhead : next.begin;
 #pragma unroll
