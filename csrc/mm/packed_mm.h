@@ -17,6 +17,8 @@ struct Fp8Rows {
   float* scale;               // [m], written where they do
 };
 
+struct ExpertTile;
+
 struct PackedMm {
   int64_t m, n, k, group;
   const void* x;  // [m][k], rows x_stride elements apart
@@ -42,6 +44,13 @@ struct PackedMm {
   bool w_e5m2;           // e5m2, else e4m3
   const float* x_scale;  // what rows of out are multiplied with, row r with x_scale[r * x_scale_stride]; or null
   int64_t x_scale_stride;
+
+  // On CUDA, where rows of x belong to experts (mm/cuda/experts.h): packed, scale, zero_point, w_sum and bias have one
+  // more dimension, of experts, in front.
+  const ExpertTile* expert_tiles;  // [expert_tile_count]: the rows that each block takes; or null: there is one weight
+  int64_t expert_tile_count;
+  const int32_t* expert_ends;  // [experts]: where the rows of each end
+  int64_t experts;
 };
 
 }  // namespace aoq

@@ -87,7 +87,19 @@ class PackedMm(Args):
         *(("out", POINTER), ("out_dtype", ctypes.c_int8), ("x_asymmetric", ctypes.c_bool), ("w_sum", POINTER)),
         ("x_zero", POINTER),
         *(("w_e5m2", ctypes.c_bool), ("x_scale", POINTER), ("x_scale_stride", I64)),
+        *(("expert_tiles", POINTER), ("expert_tile_count", I64), ("expert_ends", POINTER), ("experts", I64)),
     )
+
+
+class ExpertRows(Args):
+    _fields_ = (
+        *(("offsets", POINTER), ("offsets_int64", ctypes.c_bool), ("experts", I64), ("m", I64)),
+        *(("tokens", ctypes.c_int), ("planes", ctypes.c_int), ("most", I64), ("tiles", POINTER), ("ends", POINTER)),
+    )
+
+
+class CodesAsBf16(Args):
+    _fields_ = (("m", I64), ("k", I64), ("codes", POINTER), ("codes_stride", I64), ("x", POINTER), ("pitch", I64))
 
 
 class Plan(Args):

@@ -51,7 +51,7 @@ def run_wgmma(simt_kernel, x, weight, bias=None, tokens=64, halves=1, split=1, s
     return multiply(simt_kernel(f"{weight.name}_mm_wgmma_sm90a", NibbleWgmma), x, weight, bias, plan, workspace)
 
 
-def multiply(kernel, x, weight, bias, plan, workspace):
+def multiply(kernel, x, weight, bias, plan, workspace, **experts):
     (m, k), n = x.shape, weight.n
     out = torch.full((m, n), math.nan, dtype=x.dtype)
     mm = PackedMm(
@@ -61,6 +61,7 @@ def multiply(kernel, x, weight, bias, plan, workspace):
             scale_dtype=DTYPES[weight.scale.dtype], bias=bias, bias_dtype=DTYPES[bias.dtype] if bias is not None else 0
         ),
         **dict(out=out, out_dtype=DTYPES[out.dtype]),
+        **experts,
     )
     kernel(mm=mm, plan=plan, workspace=workspace)
     return out

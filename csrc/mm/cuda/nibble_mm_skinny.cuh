@@ -72,9 +72,10 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
   const uint32_t first_tile = ((blockIdx.x >> plan.log_split) << log_warps_n) + warp_n, row_tile = first_tile * kTiles;
   const uint32_t tiles_n = static_cast<uint32_t>(ceil_div(p.n, 16));
   const int tiles_k = static_cast<int>(ceil_div(p.k, 64));
-  const int64_t first_token = static_cast<int64_t>(blockIdx.z * gridDim.y + blockIdx.y) * kTokens;
-  if (first_token >= p.m) return;
-  const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
+  const Tokens tokens = tokens_of<!kCluster>(p, token_block(), kTokens);
+  if (!tokens.count) return;
+  // Experts' tiles of rows, of the packed weight and of scales, follow each other.
+  const uint32_t expert_tiles = tokens.expert < 0 ? 0 : static_cast<uint32_t>(tokens.expert) * tiles_n;
 
   // ---- weights
   const uint64_t policy = ptx::evict_first();
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
 #pragma unroll
   for (int r = 0; r < kTiles; ++r) {
     const int64_t tile = row_tile + r < tiles_n ? row_tile + r : tiles_n - 1;  // beyond n: read, never stored
-    rows[r] = p.packed + tile * tiles_k * Tile::kBytes + lane * Tile::plane(0).lane_bytes();
+    rows[r] = p.packed + (expert_tiles + tile) * tiles_k * Tile::kBytes + lane * Tile::plane(0).lane_bytes();
   }
   Words<Format::kBits> weights[kAhead][kTiles] = {};
   auto load = [&](int stage, int tiles_on) {
@@ -117,7 +118,8 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
   uint32_t spans_left = 0, groups_left = 0;  // in that group; that and those after it
   auto start_scales_at = [&](uint32_t group) {
     const uint32_t first = row_tile < tiles_n ? row_tile : tiles_n - 1;
-    scales = static_cast<const char*>(p.scale) + (int64_t{first} * groups + group) * reader.group() + reader.offset();
+    scales = static_cast<const char*>(p.scale) + (int64_t{expert_tiles + first} * groups + group) * reader.group() +
+             reader.offset();
 #pragma unroll
     for (int r = 0; r < kTiles; ++r)
       to_tile[r] = ((row_tile + r < tiles_n ? row_tile + r : tiles_n - 1) - first) * groups * (reader.group() / 4);
@@ -197,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
     const int matrix = lane / 8, column = matrix % (4 / kLoadEights);
     const int token = 8 * (kLoadEights * j + matrix / (4 / kLoadEights)) + lane % 8;
     // Beyond m: some row, whose column is never stored.
-    fragments[j] = shared + (token < tokens ? token : tokens - 1) * pitch + 16 * column;
+    fragments[j] = shared + (token < tokens.count ? token : tokens.count - 1) * pitch + 16 * column;
   }
 
   // ---- a tile of k, in multiplications of 32 bytes of x
@@ -249,7 +251,8 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
   };
 
   // ---- this block's columns, as much of them at a time as x fits
-  const Share all = share({0, ceil_div(p.k, 128)}, rank, plan.log_split);
+  const int64_t units = tokens.expert < 0 ? 0 : ceil_div(p.k, 128);  // none of tokens that are no expert's
+  const Share all = share({0, units}, rank, plan.log_split);
   const int last = static_cast<int>(all.end), step = static_cast<int>(plan.chunk / 128);
   int begin = static_cast<int>(all.begin), next_tile = 0;  // where rows points
   bool again = false;
@@ -281,7 +284,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
     }
     if (count) load_scales();
     if (again) __syncthreads();  // all have used the columns before these
-    copy_x<kBytes>(p, first_token, tokens, 128 * pass.begin, 128 * pass.end, shared, pitch);
+    copy_x<kBytes>(p, tokens.first, tokens.count, 128 * pass.begin, 128 * pass.end, shared, pitch);
     ptx::wait_for_copies();
     __syncthreads();
     int offset = kBytes * (64 * first - 128 * begin);
@@ -300,7 +303,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 16 && kSpan > 8 ? 1 : 0) 
   if constexpr (kCluster) ptx::start_kernel_after();
 
   __syncthreads();  // x's memory is free
-  add_up<kTokens, kCluster, false>(p, plan, args.partial, total, shared, first_tile, first_token, tokens);
+  add_up<kTokens, kCluster, false>(p, plan, args.partial, total, shared, first_tile, tokens);
 }
 
 // ---- launching
@@ -309,11 +312,8 @@ template <class X, class Format, int kTokens, int kSpan, bool kZero, bool kClust
 void run_plan(const Args& args, CudaStream stream) {
   const auto kernel = multiply<X, Format, kTokens, kSpan, kZero, kCluster>;
   const int64_t shared = shared_bytes(args.plan, args.p.m, Math<X, Format>::kBytes);
-  const int64_t token_blocks = ceil_div(args.p.m, kTokens), y = token_blocks < 65535 ? token_blocks : 65535;
-  const dim3 grid(static_cast<unsigned>(row_blocks(args.plan, args.p.n) * args.plan.split()), static_cast<unsigned>(y),
-                  static_cast<unsigned>(ceil_div(token_blocks, y)));
   const unsigned cluster = kCluster ? static_cast<unsigned>(args.plan.split()) : 0;
-  launch(kernel, {grid, kThreads, shared, stream, cluster, kMostShared}, args);
+  launch(kernel, {grid_of(args.p, args.plan), kThreads, shared, stream, cluster, kMostShared}, args);
 }
 
 template <class X, class Format, bool kZero, bool kCluster>

@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int left = static_cast<int>(p.n - row < kWidth ? p.n - row : kWidth);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i)
-      if (i < left) value[i] = finished(p, m, row + i, value[i]);
+      if (i < left) value[i] = finished(p, m, row + i, value[i], 0);
     if (p.n % kWidth == 0 && p.out_dtype != Dtype::f32) {
       ptx::U32x4 packed;
 #pragma unroll

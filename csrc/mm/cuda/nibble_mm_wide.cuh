@@ -45,13 +45,15 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int warp_n = warp % kWarpsN, warp_m = warp / kWarpsN;
   const Place place = place_of(blockIdx.x, args.row_blocks, args.token_blocks);
-  const int64_t first_token = place.tokens * kTokens, first_row = place.rows * kRows;
+  const Tokens tokens = tokens_of<true>(p, place.tokens, kTokens);
+  if (!tokens.count) return;
+  const int64_t first_row = place.rows * kRows, expert = tokens.expert < 0 ? 0 : tokens.expert;
   const int64_t tiles_n = ceil_div(p.n, 16);
   const int columns = static_cast<int>(p.k), tiles_k = (columns + 63) / 64,
             spans = (columns + args.span - 1) / args.span;
-  const Share units = share(ceil_div(p.k, 128), blockIdx.y, args.split);  // of 128 columns
+  // Of 128 columns; none of tokens that are no expert's.
+  const Share units = share(tokens.expert < 0 ? 0 : ceil_div(p.k, 128), blockIdx.y, args.split);
   const int begin = static_cast<int>(128 * units.begin), end = static_cast<int>(128 * units.end);
-  const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
   char* const shared = ptx::shared_memory();
 
   // ---- copies of a stage, `k` its first column: what lies beyond m and k is 0 (of bytes, whose sixteens are out
@@ -59,14 +61,14 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   const int sixteen = static_cast<int>(threadIdx.x % 8), x_row = static_cast<int>(threadIdx.x / 8);
   const int x_left = columns * kBytes - 16 * sixteen;
   const int x_to = x_row * kXBytes + 16 * (sixteen ^ x_row % 8);
-  const char* const x = static_cast<const char*>(p.x) + (first_token + x_row) * p.x_stride * kBytes + 16 * sixteen;
+  const char* const x = static_cast<const char*>(p.x) + (tokens.first + x_row) * p.x_stride * kBytes + 16 * sixteen;
   const int64_t row_tile = first_row / 16 + warp < tiles_n ? first_row / 16 + warp : tiles_n - 1;
-  const uint8_t* const codes = p.packed + row_tile * tiles_k * Tile::kBytes + lane * 16;
+  const uint8_t* const codes = p.packed + (expert * tiles_n + row_tile) * tiles_k * Tile::kBytes + lane * 16;
   auto copy = [&](char* stage, int k) {
     const int left = x_left - k * kBytes, bytes = left <= 0 ? 0 : left < 16 && kBytes == 2 ? left : 16;
 #pragma unroll
     for (int i = 0; i < kTokens / 32; ++i) {
-      const bool real = x_row + 32 * i < tokens && bytes;
+      const bool real = x_row + 32 * i < tokens.count && bytes;
       ptx::copy_async(stage + x_to + 32 * i * kXBytes, real ? x + (32 * i * p.x_stride + k) * kBytes : p.x,
                       real ? bytes : 0);
     }
@@ -78,11 +80,11 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
                         real ? codes + static_cast<int64_t>(k / 64 + i) * Tile::kBytes : codes, real ? 16 : 0);
     }
     if (args.x_sum && threadIdx.x < kTokens) {
-      const float* const of_token = args.x_sum + (first_token + threadIdx.x) * spans;
+      const float* const of_token = args.x_sum + (tokens.first + threadIdx.x) * spans;
       const int first = k / args.span;
 #pragma unroll
       for (int i = 0; i < most_spans(kBytes); ++i) {
-        const bool real = static_cast<int>(threadIdx.x) < tokens && first + i < spans;
+        const bool real = static_cast<int>(threadIdx.x) < tokens.count && first + i < spans;
         ptx::copy_async_word(stage + kXSums + 4 * (i * kTokens + static_cast<int>(threadIdx.x)),
                              real ? of_token + first + i : args.x_sum, real);
       }
@@ -100,7 +102,8 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   const int64_t to_zero_point = static_cast<const char*>(p.zero_point) - static_cast<const char*>(p.scale);
   {
     const int64_t wanted = first_row / 16 + warp_n * kTiles, tile = wanted < tiles_n ? wanted : tiles_n - 1;
-    scales = static_cast<const char*>(p.scale) + (tile * groups + first_group) * static_cast<int64_t>(reader.group()) +
+    scales = static_cast<const char*>(p.scale) +
+             ((expert * tiles_n + tile) * groups + first_group) * static_cast<int64_t>(reader.group()) +
              reader.offset();
     if (wanted + 1 < tiles_n) to_tile = groups * reader.group();
   }
@@ -229,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
 
   ptx::wait_for_groups<0>();
   __syncthreads();
-  store_sums(p, args.partial, total, shared, first_row, first_token, tokens);
+  store_sums(p, args.partial, total, shared, first_row, tokens);
 }
 
 __device__ inline float sum_sixteen(ptx::Bf16, ptx::U32x4 pairs, int count) {
@@ -280,7 +283,7 @@ void run_as(const PackedMm& p, const Plan& plan, float* partial, float* x_sum, C
   const Args args{.p = p,
                   .split = plan.split,
                   .row_blocks = static_cast<uint32_t>(row_blocks(p.n)),
-                  .token_blocks = static_cast<uint32_t>(token_blocks(plan, p.m)),
+                  .token_blocks = static_cast<uint32_t>(token_blocks_of(p, plan.tokens)),
                   .span = span,
                   .spans_of_group = p.group >= p.k ? ~0u : static_cast<uint32_t>(p.group / span),
                   .x_sum = p.zero_point ? x_sum : nullptr,

@@ -24,7 +24,7 @@ __device__ inline FourHalves halves(const float (&value)[4], Dtype dtype) {
 // threads have left, so that rows are stored whole.
 template <int kTiles, int kEights>
 __device__ void store_sums(const PackedMm& p, float* partial, const float (&total)[kTiles][kEights][4], char* shared,
-                           int64_t first_row, int64_t first_token, int tokens) {
+                           int64_t first_row, const Tokens& tokens) {
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int warp_n = warp % kWarpsN, warp_m = warp / kWarpsN;
   float* const sums = reinterpret_cast<float*>(shared);
@@ -42,8 +42,8 @@ __device__ void store_sums(const PackedMm& p, float* partial, const float (&tota
   const int64_t n = first_row + 4 * lane;
   const bool whole =
       p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % 8 == 0 && (partial || p.out_dtype != Dtype::f32);
-  for (int token = warp; token < tokens; token += kWarps) {
-    const int64_t m = first_token + token;
+  for (int token = warp; token < tokens.count; token += kWarps) {
+    const int64_t m = tokens.first + token;
     float value[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) value[i] = sums[token * kSumPitch + 4 * lane + i];
@@ -57,7 +57,7 @@ __device__ void store_sums(const PackedMm& p, float* partial, const float (&tota
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      if (n + i < p.n) value[i] = finished(p, m, n + i, value[i]);
+      if (n + i < p.n) value[i] = finished(p, m, n + i, value[i], tokens.expert);
     if (whole && n < p.n) {
       *reinterpret_cast<FourHalves*>(static_cast<uint16_t*>(p.out) + m * p.n + n) = halves(value, p.out_dtype);
     } else {

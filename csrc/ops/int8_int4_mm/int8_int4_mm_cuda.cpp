@@ -1,21 +1,15 @@
 #include <torch/csrc/stable/library.h>
 
-#include "formats/int4.h"
-#include "mm/cuda/nibble_mm_entry.h"
+#include "mm/cuda/mm_cuda.h"
 
 namespace aoq {
-
-AOQ_NIBBLE_KERNELS(int8_int4_mm)
-
 namespace {
-
-const bool kRegistered = register_nibble_mm("int8_int4_mm", int8_int4_mm_kernels);
 
 Tensor int8_int4_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale,
                          const std::optional<Tensor>& zero_point, const std::optional<Tensor>& w_sum,
                          const std::optional<Tensor>& bias, int64_t n, int64_t group_size, int64_t config) {
-  return nibble_mm({"int8_int4_mm", int8_int4_mm_kernels, Int4::kBits, true},
-                   {x, packed, scale, zero_point, w_sum, bias}, n, group_size, config);
+  return mm_on_cuda("int8_int4_mm", FormatId::int4, XCodes{Codes::int8}, {x, packed, scale, zero_point, w_sum, bias}, n,
+                    group_size, config);
 }
 
 }  // namespace
