@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (split > 1) {  // as the others below
       ptx::cluster_barrier();
-      ptx::cluster_barrier();
+      ptx::end_of_cluster();
     }
     return;
   }
@@ -264,38 +264,41 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
   const int begin = static_cast<int>(tokens * here.rank / split);
   const int end = static_cast<int>(tokens * (here.rank + 1) / split);
-  constexpr int kWidth = 8, kChunks = kRows / kWidth;
+  // A lane takes four neighbours, a warp 128: sixteen bytes a lane come from shared memory without bank conflicts, and
+  // eight go to out.
+  constexpr int kWidth = 4, kChunks = kRows / kWidth;
+  const bool whole =
+      p.n % kWidth == 0 && p.out_dtype != Dtype::f32 && reinterpret_cast<uintptr_t>(p.out) % sizeof(FourHalves) == 0;
   for (int index = begin * kChunks + static_cast<int>(threadIdx.x); index < end * kChunks; index += kConsumers) {
     const int token = index / kChunks, in_tile = index % kChunks * kWidth;
     const int64_t row = first_row + in_tile, m = first_token + token;
     if (row >= p.n) continue;
+    const float* const from = sums + token * kPitch + in_tile;
     float value[kWidth] = {};
-    for (uint32_t block = 0; block < split; ++block)
+    if (split == 1) {
+      const FourFloats four = *reinterpret_cast<const FourFloats*>(from);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        const float* const from = sums + token * kPitch + in_tile + i;
-        value[i] += split > 1 ? ptx::load_cluster(from, block) : *from;
+      for (int i = 0; i < kWidth; ++i) value[i] = four.value[i];
+    } else {
+      for (uint32_t block = 0; block < split; ++block) {
+        const ptx::U32x4 four = ptx::load_cluster_four(from, block);
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) value[i] += bits_to_float(four.word[i]);
       }
+    }
     const int left = static_cast<int>(p.n - row < kWidth ? p.n - row : kWidth);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i)
       if (i < left) value[i] = finished(p, m, row + i, value[i], 0);
-    if (p.n % kWidth == 0 && p.out_dtype != Dtype::f32) {
-      ptx::U32x4 packed;
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        packed.word[i] = p.out_dtype == Dtype::bf16
-                             ? static_cast<uint32_t>(float_to_bf16(value[2 * i])) |
-                                   static_cast<uint32_t>(float_to_bf16(value[2 * i + 1])) << 16
-                             : ptx::f32_to_f16(value[2 * i]) | ptx::f32_to_f16(value[2 * i + 1]) << 16;
-      *reinterpret_cast<ptx::U32x4*>(static_cast<uint16_t*>(p.out) + m * p.n + row) = packed;
+    if (whole) {
+      *reinterpret_cast<FourHalves*>(static_cast<uint16_t*>(p.out) + m * p.n + row) = halves(value, p.out_dtype);
     } else {
 #pragma unroll
       for (int i = 0; i < kWidth; ++i)
         if (i < left) store_float(p.out, p.out_dtype, m * p.n + row + i, value[i]);
     }
   }
-  if (split > 1) ptx::cluster_barrier();  // no block ends while another reads its sums
+  if (split > 1) ptx::end_of_cluster();  // no block ends while another reads its sums
 }
 
 // ---- sums of x, for zero points

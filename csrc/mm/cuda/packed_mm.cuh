@@ -86,6 +86,21 @@ __device__ inline float finished(const PackedMm& p, int64_t m, int64_t n, float 
   return value;
 }
 
+struct alignas(16) FourFloats {
+  float value[4];
+};
+struct alignas(8) FourHalves {
+  uint16_t value[4];
+};
+// Four values as the dtype of 16 bits that out has.
+__device__ inline FourHalves halves(const float (&value)[4], Dtype dtype) {
+  FourHalves four;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    four.value[i] = static_cast<uint16_t>(dtype == Dtype::bf16 ? float_to_bf16(value[i]) : ptx::f32_to_f16(value[i]));
+  return four;
+}
+
 constexpr int kAddThreads = 256;
 
 // out from the sum of slabs of fp32 [m][n], in order.

@@ -42,6 +42,19 @@ __device__ inline int64_t scale_of_row(const PackedMm& p, const Tokens& tokens, 
   return (tokens.expert < 0 ? 0 : tokens.expert) * (ceil_div(p.n, 16) * 16) + row;
 }
 
+// The sum of what the blocks of a cluster, at most eight, have at a place of shared memory: all loads are on their way
+// before the first is added, in order.
+__device__ inline float sum_of_blocks(const float* from, int blocks) {
+  constexpr int kMost = 8;
+  float part[kMost];
+#pragma unroll
+  for (int block = 0; block < kMost; ++block) part[block] = block < blocks ? ptx::load_cluster(from, block) : 0;
+  float sum = part[0];
+#pragma unroll
+  for (int block = 1; block < kMost; ++block) sum += part[block];
+  return sum;
+}
+
 // The sums of all warps that share rows, and with kCluster of all its blocks, added up in one order; to out, or to a
 // slab of `partial`. first_tile: the warp's, of row_tiles tiles of sixteen rows; kScaled: times the scale of a row. All
 // threads have left shared memory.
@@ -63,12 +76,13 @@ __device__ void add_up(const PackedMm& p, const Plan& plan, float* partial,
         const int token = 8 * j + 2 * (lane % 4) + i % 2, row = 16 * r + lane / 4 + 8 * (i / 2);
         sums[warp * kWarpSums + token * kPitch + row] = total[r][j][i];
       }
-  if constexpr (kCluster)
-    ptx::cluster_barrier();
-  else
-    __syncthreads();
   const int block_n = kRows << log_warps_n;
   const int blocks = kCluster ? plan.split() : 1;  // whose sums are added here
+  const bool alone = blocks == 1;  // then barriers of a cluster, a microsecond of a call, are for nothing
+  if (alone)
+    __syncthreads();
+  else
+    ptx::cluster_barrier();
   const Share outputs = share({0, tokens.count * block_n}, kCluster ? rank : 0, kCluster ? plan.log_split : 0);
   const int64_t first_row = (first_tile - warp_n) * kRows;
   for (int index = static_cast<int>(outputs.begin + threadIdx.x); index < outputs.end; index += kThreads) {
@@ -77,14 +91,10 @@ __device__ void add_up(const PackedMm& p, const Plan& plan, float* partial,
     if (row >= p.n) continue;
     const float* at = sums + in_block / kRows * kWarpSums + token * kPitch + in_block % kRows;
     float value = 0;
-    for (int block = 0; block < blocks; ++block)
-      for (int k = 0; k < plan.warps_k(); ++k) {
-        const float* from = at + (k << log_warps_n) * kWarpSums;
-        if constexpr (kCluster)
-          value += ptx::load_cluster(from, block);
-        else
-          value += *from;
-      }
+    for (int k = 0; k < plan.warps_k(); ++k) {
+      const float* const from = at + (k << log_warps_n) * kWarpSums;
+      value += alone ? *from : sum_of_blocks(from, blocks);
+    }
     if constexpr (kScaled) value *= load_float(p.scale, p.scale_dtype, scale_of_row(p, tokens, row));
     if (partial) {
       const int64_t slab = kCluster ? 0 : rank;
@@ -93,7 +103,7 @@ __device__ void add_up(const PackedMm& p, const Plan& plan, float* partial,
       store_float(p.out, p.out_dtype, m * p.n + row, finished(p, m, row, value, tokens.expert));
     }
   }
-  if constexpr (kCluster) ptx::cluster_barrier();  // no block ends while another reads its sums
+  if (!alone) ptx::end_of_cluster();  // no block ends while another reads its sums
 }
 
 }  // namespace

@@ -6,20 +6,6 @@
 namespace aoq::wide {
 namespace {
 
-struct alignas(16) FourFloats {
-  float value[4];
-};
-struct alignas(8) FourHalves {
-  uint16_t value[4];
-};
-__device__ inline FourHalves halves(const float (&value)[4], Dtype dtype) {
-  FourHalves four;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    four.value[i] = static_cast<uint16_t>(dtype == Dtype::bf16 ? float_to_bf16(value[i]) : ptx::f32_to_f16(value[i]));
-  return four;
-}
-
 // The sums of a block's fragments to out, or to slab blockIdx.y of `partial`: through its shared memory, which all
 // threads have left, so that rows are stored whole.
 template <int kTiles, int kEights>

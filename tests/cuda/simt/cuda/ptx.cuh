@@ -188,13 +188,20 @@ inline void fetch(const void* data, int bytes, uint64_t) {
 inline void fetch_line(const void* data) { load<char>(data); }
 inline void start_kernel_after() {}
 inline void cluster_barrier() { simt::cluster_barrier(); }
-inline float load_cluster(const float* shared, uint32_t rank) {
+inline void end_of_cluster() { simt::cluster_barrier(); }
+template <class T>
+T load_of_block(const float* shared, uint32_t rank) {
   simt::expect(simt::cluster->barriers, "a read of a block that may not have begun");
   bool lives = false;
   for (const simt::Fiber& thread : simt::cluster->blocks.at(rank).fibers) lives = lives || !thread.done;
   simt::expect(lives, "a read of a block that has ended");
   const auto offset = reinterpret_cast<const char*>(shared) - simt::block->shared();
-  return load<float>(simt::cluster->blocks.at(rank).shared() + offset);
+  return load<T>(simt::cluster->blocks.at(rank).shared() + offset);
+}
+inline float load_cluster(const float* shared, uint32_t rank) { return load_of_block<float>(shared, rank); }
+inline U32x4 load_cluster_four(const float* shared, uint32_t rank) {
+  simt::expect(reinterpret_cast<uintptr_t>(shared) % 16 == 0, "sixteen bytes that are not aligned");
+  return load_of_block<U32x4>(shared, rank);
 }
 
 }  // namespace
