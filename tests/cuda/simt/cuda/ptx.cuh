@@ -187,8 +187,11 @@ inline void fetch(const void* data, int bytes, uint64_t) {
 }
 inline void fetch_line(const void* data) { load<char>(data); }
 inline void start_kernel_after() {}
-inline void cluster_barrier() { simt::cluster_barrier(); }
-inline void end_of_cluster() { simt::cluster_barrier(); }
+inline void cluster_barrier() {
+  simt::expect(simt::cluster->blocks.size() > 1, "a cluster's barrier, which takes a microsecond, for a block alone");
+  simt::cluster_barrier();
+}
+inline void end_of_cluster() { cluster_barrier(); }
 template <class T>
 T load_of_block(const float* shared, uint32_t rank) {
   simt::expect(simt::cluster->barriers, "a read of a block that may not have begun");
