@@ -88,6 +88,16 @@ __device__ inline U32x4 load_sixteen(const void* data) {
   return v;
 }
 
+// Words to memory that is aligned to all their bytes: one store, of which the compiler makes several.
+__device__ inline void store_words(void* to, const Words<2>& v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]) : "memory");
+}
+__device__ inline void store_words(void* to, const Words<4>& v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),
+               "r"(v.word[3])
+               : "memory");
+}
+
 // Words of shared memory.
 #define AOQ_LOAD_SHARED(count, type, names, at, ...)                                                              \
   __device__ inline void load_shared(Words<count>& v, const void* data) {                                         \

@@ -344,8 +344,7 @@ struct Block {
     const int begin = static_cast<int>(tokens * here.rank / split);
     const int end = static_cast<int>(tokens * (here.rank + 1) / split);
     constexpr int kWidth = 4, kChunks = kRows / kWidth;
-    const bool whole =
-        p.n % kWidth == 0 && p.out_dtype != Dtype::f32 && reinterpret_cast<uintptr_t>(p.out) % sizeof(FourHalves) == 0;
+    const bool whole = p.n % kWidth == 0 && p.out_dtype != Dtype::f32 && reinterpret_cast<uintptr_t>(p.out) % 8 == 0;
     for (int index = begin * kChunks + static_cast<int>(threadIdx.x); index < end * kChunks; index += kConsumers) {
       const int token = index / kChunks, in_tile = index % kChunks * kWidth;
       const int64_t row = first_row + in_tile, m = first_token + token;
@@ -356,7 +355,7 @@ struct Block {
       for (int i = 0; i < kWidth; ++i)
         if (i < left) four.value[i] = finished(p, m, row + i, four.value[i], 0);
       if (whole) {
-        *reinterpret_cast<FourHalves*>(static_cast<uint16_t*>(p.out) + m * p.n + row) = halves(four.value, p.out_dtype);
+        ptx::store_words(static_cast<uint16_t*>(p.out) + m * p.n + row, halves(four.value, p.out_dtype));
       } else {
 #pragma unroll
         for (int i = 0; i < kWidth; ++i)

@@ -89,15 +89,16 @@ __device__ inline float finished(const PackedMm& p, int64_t m, int64_t n, float 
 struct alignas(16) FourFloats {
   float value[4];
 };
-struct alignas(8) FourHalves {
-  uint16_t value[4];
-};
 // Four values as the dtype of 16 bits that out has.
-__device__ inline FourHalves halves(const float (&value)[4], Dtype dtype) {
-  FourHalves four;
+__device__ inline Words<2> halves(const float (&value)[4], Dtype dtype) {
+  Words<2> four;
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    four.value[i] = static_cast<uint16_t>(dtype == Dtype::bf16 ? float_to_bf16(value[i]) : ptx::f32_to_f16(value[i]));
+  for (int i = 0; i < 2; ++i) {
+    const float low = value[2 * i], high = value[2 * i + 1];
+    four.word[i] = dtype == Dtype::bf16
+                       ? static_cast<uint32_t>(float_to_bf16(low)) | static_cast<uint32_t>(float_to_bf16(high)) << 16
+                       : ptx::f32_to_f16(low) | ptx::f32_to_f16(high) << 16;
+  }
   return four;
 }
 

@@ -38,14 +38,16 @@ __device__ void store_sums(const PackedMm& p, float* partial, const float (&tota
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (!whole && n + i < p.n) slab[n + i] = value[i];
-      if (whole && n < p.n) *reinterpret_cast<FourFloats*>(slab + n) = {{value[0], value[1], value[2], value[3]}};
+      if (whole && n < p.n)
+        ptx::store_words(slab + n, ptx::U32x4{{float_to_bits(value[0]), float_to_bits(value[1]),
+                                               float_to_bits(value[2]), float_to_bits(value[3])}});
       continue;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       if (n + i < p.n) value[i] = finished(p, m, n + i, value[i], tokens.expert);
     if (whole && n < p.n) {
-      *reinterpret_cast<FourHalves*>(static_cast<uint16_t*>(p.out) + m * p.n + n) = halves(value, p.out_dtype);
+      ptx::store_words(static_cast<uint16_t*>(p.out) + m * p.n + n, halves(value, p.out_dtype));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i)

@@ -42,6 +42,11 @@ uint32_t load_ahead(const void* data) {
 
 inline U32x4 load_sixteen(const void* data) { return load_global<U32x4>(data); }
 template <int kCount>
+void store_words(void* to, const Words<kCount>& v) {
+  simt::expect(reinterpret_cast<uintptr_t>(to) % sizeof(v) == 0, "a store that is not aligned");
+  std::memcpy(to, &v, sizeof(v));
+}
+template <int kCount>
 Words<kCount> load_shared(const void* data) {
   return load<Words<kCount>>(data);
 }
