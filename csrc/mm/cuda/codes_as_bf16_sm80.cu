@@ -1,5 +1,5 @@
-#include "cuda/grid.cuh"
 #include "base/dtype.h"
+#include "cuda/grid.cuh"
 #include "mm/cuda/experts.h"
 
 namespace aoq {
