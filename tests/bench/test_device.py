@@ -153,7 +153,7 @@ def test_who_is_wrong_crashes_or_hangs_is_left_out_and_the_rest_goes_on(monkeypa
     about = {contender["name"]: contender for contender in found["contenders"]}
     assert about["missing"]["status"] == "missing" and "missing" not in results[0]
     best = report.figures(found, found["cases"][0])["good"]
-    assert best.vs_bf16.median > 0 and best.of_limit.median > 0
+    assert best.vs_plain.median > 0 and best.of_limit.median > 0
 
 
 def test_who_is_slow_to_get_ready_is_left_out(monkeypatch):

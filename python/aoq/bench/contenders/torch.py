@@ -16,7 +16,7 @@ class TorchBf16(Contender):
     op = "bf16"
     package = "torch"
     w_rounded = False
-    matmuls = ("cpu", "cuda")
+    matmuls: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     models = True
     dtype = "bfloat16"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
@@ -36,7 +36,7 @@ class TorchFp32(TorchBf16):
 
     name = "torch fp32"
     model_dtype = "float32"
-    devices = ("cpu",)
+    matmuls = devices = ("cpu",)
 
     def weight(self, problem: Problem) -> Any:
         return problem.w.float()
