@@ -28,7 +28,7 @@ SEALED = sorted(
         *(CSRC / f"formats/{row[0]}.h" for row in support_matrix.lines("csrc/formats/formats.inc", "AOQ_FORMAT")),
     ]
 )
-ALLOWED = {"<immintrin.h>", "<cstdint>", "<cstring>", "<cmath>", "<cstddef>"}
+ALLOWED = {"<immintrin.h>", "<cstdint>", "<cstring>", "<cmath>", "<cstddef>", "<type_traits>"}  # the last: types alone
 
 
 def included(path, seen=None):

@@ -182,7 +182,9 @@ def test_contenders_are_right(stem, shape):
         for m in (1, 17):
             x = problem.x(m)
             for w in (weight, copy):
-                assert wrongness(contender, x, exact, contender.output(contender.multiply(contender.prepare(x), w))) <= 1
+                assert (
+                    wrongness(contender, x, exact, contender.output(contender.multiply(contender.prepare(x), w))) <= 1
+                )
             # The check would see one wrong group, one code wrong by one, and one wrong output.
             out = contender.output(contender.multiply(contender.prepare(x), weight))
             assert wrongness(contender, x, exact.clone().fill_(0), out) > 1
