@@ -29,7 +29,7 @@ std::string device_text(int index, const char* op) {
 // Plans and kernels by number mean what they do for this op's kernels here, which AOQ_SM and the build decide.
 uint32_t kernels_hash(const ConfigOf& wanted, int capability) {
   uint32_t hash = static_cast<uint32_t>(wanted.configs);
-  for (const std::string& name : cuda_kernel_names(wanted.op, capability))
+  for (const std::string& name : cuda_kernel_names(wanted.kernels, capability))
     for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
   return hash;
 }
@@ -97,7 +97,7 @@ int tuned_config(const ConfigOf& wanted, const PackedMm& mm, const Tensor& x, in
   char kernels[16];
   std::snprintf(kernels, sizeof(kernels), "%08x", kernels_hash(wanted, capability));
   const std::string text = device_text(x.get_device_index(), wanted.op) + ", kernels " + kernels;
-  const TunedProblem problem{tuned_key(wanted.op, mm, wanted.codes, text), fits, wanted.configs};
+  const TunedProblem problem{tuned_key(wanted.kernels, mm, wanted.codes, text), fits, wanted.configs};
   std::unique_ptr<Uncaptured> uncaptured;
   std::unique_ptr<Timer> timer;
   auto nanoseconds = [&](int config) {

@@ -8,10 +8,11 @@ namespace aoq {
 
 // What a config is asked for and, if it is -1, measured for.
 struct ConfigOf {
-  const char* op;
-  int64_t asked;      // the op's argument
-  int configs;        // 0 to configs - 1 take these operands, as far as `fits` agrees
-  const char* codes;  // what PackedMm does not say of 8-bit codes, or ""
+  const char* op;       // as errors have it
+  const char* kernels;  // the op whose kernels run: what was measured for it holds for every op that runs them
+  int64_t asked;        // the op's argument
+  int configs;          // 0 to configs - 1 take these operands, as far as `fits` agrees
+  const char* codes;    // what PackedMm does not say of 8-bit codes, or ""
 };
 
 // `fits(config)`: whether it is worth a trial; `run(config)` runs the op with it. Called where AOQ_AUTOTUNE is on.

@@ -88,6 +88,16 @@ __device__ inline U32x4 load_sixteen(const void* data) {
   return v;
 }
 
+// Words to memory that is aligned to all their bytes: one store, of which the compiler makes several.
+__device__ inline void store_words(void* to, const Words<2>& v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]) : "memory");
+}
+__device__ inline void store_words(void* to, const Words<4>& v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),
+               "r"(v.word[3])
+               : "memory");
+}
+
 // Words of shared memory.
 #define AOQ_LOAD_SHARED(count, type, names, at, ...)                                                              \
   __device__ inline void load_shared(Words<count>& v, const void* data) {                                         \
@@ -241,12 +251,27 @@ __device__ inline void cluster_barrier() {
   __syncwarp();  // the instructions are for whole warps
   AOQ_SM90("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" :: : "memory");
 }
+// All blocks of the cluster have come here, which is all that this says: what they have read of each other's shared
+// memory they have used, so it may go. Orders nothing else.
+__device__ inline void end_of_cluster() {
+  __syncwarp();
+  AOQ_SM90("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" :: : "memory");
+}
 // Reads the shared memory of block `rank` of the cluster, where this block has `shared`.
 __device__ inline float load_cluster(const float* shared, uint32_t rank) {
   float v = 0;
   AOQ_SM90("{.reg .u32 at; mapa.shared::cluster.u32 at, %1, %2; ld.shared::cluster.f32 %0, [at];}" : "=f"(v) : "r"(
                shared_address(shared)),
            "r"(rank) : "memory");
+  return v;
+}
+// The same of four floats, sixteen bytes that are aligned as such.
+__device__ inline U32x4 load_cluster_four(const float* shared, uint32_t rank) {
+  U32x4 v{};
+  AOQ_SM90(
+      "{.reg .u32 at; mapa.shared::cluster.u32 at, %4, %5; ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [at];}" : "=r"(
+          v.word[0]),
+      "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3]) : "r"(shared_address(shared)), "r"(rank) : "memory");
   return v;
 }
 #undef AOQ_SM90

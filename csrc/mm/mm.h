@@ -25,10 +25,10 @@ struct FormatInfo {
   int64_t unit_k, unit_bytes;
   bool grouped, fp8;
 };
-const FormatInfo& info_of(FormatId format);
+AOQ_API const FormatInfo& info_of(FormatId format);
 // The format with this name, or null.
-const FormatId* find_format(const std::string& name);
-std::string format_names();  // all of them, as errors list them
+AOQ_API const FormatId* find_format(const std::string& name);
+AOQ_API std::string format_names();  // all of them, as errors list them
 // For _C: each format with "bits grouped fp8 op op_of_int8", in numbers and names; "none" where there is no op.
 AOQ_API std::map<std::string, std::string> format_texts();
 

@@ -18,6 +18,8 @@ struct Fp8Rows {
   float* scale;               // [m], written where they do
 };
 
+struct ExpertTile;
+
 struct PackedMm {
   struct X {
     const void* data;  // [m][k], rows `stride` elements apart: floats, or the int8 codes that a kernel before made
@@ -57,6 +59,13 @@ struct PackedMm {
   X x;
   W w;
   Out out;
+
+  // On CUDA, where rows of x belong to experts (mm/cuda/experts.h): w's parts and out.bias have one more dimension, of
+  // experts, in front.
+  const ExpertTile* expert_tiles;  // [expert_tile_count]: the rows that each block takes; or null: there is one weight
+  int64_t expert_tile_count;
+  const int32_t* expert_ends;  // [experts]: where the rows of each end
+  int64_t experts;
 };
 
 }  // namespace aoq

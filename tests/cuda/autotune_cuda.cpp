@@ -90,7 +90,7 @@ int tuned(int64_t m, int capturing, int error, const char* sm, char* out, size_t
     note("run:" + std::to_string(config));
     last_run = config;
   };
-  const int config = tuned_config({"an_op", -1, 3, ""}, mm, x, 90, nullptr, [](int) { return true; }, run);
+  const int config = tuned_config({"mm", "an_op", -1, 3, ""}, mm, x, 90, nullptr, [](int) { return true; }, run);
   std::snprintf(out, size, "%s", calls.c_str());
   return config;
 }

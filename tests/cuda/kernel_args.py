@@ -101,11 +101,29 @@ class Out(Args):
 
 
 class PackedMm(Args):
-    _fields_ = (*((name, I64) for name in ("m", "n", "k", "group")), ("x", X), ("w", W), ("out", Out))
+    _fields_ = (
+        *(*((name, I64) for name in ("m", "n", "k", "group")), ("x", X), ("w", W), ("out", Out)),
+        *(("expert_tiles", POINTER), ("expert_tile_count", I64), ("expert_ends", POINTER), ("experts", I64)),
+    )
 
     @classmethod
-    def of(cls, x, k, group, stream, scale, out, *, zero_point=None, w_sum=None, e5m2=False, bias=None, **of_rows):
-        """Of tensors; x that is int8 codes was of out's dtype."""
+    def of(
+        cls,
+        x,
+        k,
+        group,
+        stream,
+        scale,
+        out,
+        *,
+        zero_point=None,
+        w_sum=None,
+        e5m2=False,
+        bias=None,
+        experts=None,
+        **of_rows,
+    ):
+        """Of tensors; x that is int8 codes was of out's dtype. experts: fields that tell whose rows are whose."""
         (m, n), scales = out.shape, Scales(scale=scale, zero_point=zero_point, dtype=DTYPES[scale.dtype])
         return cls(
             **dict(m=m, n=n, k=k, group=group, x=X(data=x, dtype=DTYPES[out.dtype], stride=x.stride(0))),
@@ -114,7 +132,19 @@ class PackedMm(Args):
                 **dict(data=out, dtype=DTYPES[out.dtype], row_scale_stride=1, **of_rows),
                 **({} if bias is None else dict(bias=bias, bias_dtype=DTYPES[bias.dtype])),
             ),
+            **(experts or {}),
         )
+
+
+class ExpertRows(Args):
+    _fields_ = (
+        *(("offsets", POINTER), ("offsets_int64", ctypes.c_bool), ("experts", I64), ("m", I64)),
+        *(("tokens", ctypes.c_int), ("planes", ctypes.c_int), ("most", I64), ("tiles", POINTER), ("ends", POINTER)),
+    )
+
+
+class CodesAsBf16(Args):
+    _fields_ = (("m", I64), ("k", I64), ("codes", POINTER), ("codes_stride", I64), ("x", POINTER), ("pitch", I64))
 
 
 class Plan(Args):

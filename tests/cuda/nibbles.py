@@ -29,8 +29,8 @@ def packed_codes(codes, bits):
 class Weight:
     """Random codes with scales and, but for "symmetric", zero points: whole ones, or of "hqq" any."""
 
-    def __init__(self, name, n, k, group, mapping, scale_dtype):
-        generator = torch.Generator().manual_seed(n + k)
+    def __init__(self, name, n, k, group, mapping, scale_dtype, seed=0):
+        generator = torch.Generator().manual_seed(n + k + 1000 * seed)
         self.name, self.bits, self.n, self.k, self.group = name, BITS[name], n, k, group
         most, groups = (1 << self.bits) - 1, -(-k // group)
         codes = torch.randint(0, most + 1, (n, k), generator=generator, dtype=torch.uint8)

@@ -307,11 +307,11 @@ def test_a_problem_is_its_op_sizes_and_dtypes(tune):
 
 
 def test_every_op_with_a_config_asks():
-    entries = list(ROOT.glob("csrc/ops/*/*_mm_cuda.cpp"))
-    assert len(entries) >= 6
-    for path in entries:
-        headers = [ROOT / "csrc" / name for name in re.findall(r'#include "([\w/]+_entry\.h)"', path.read_text())]
-        assert any("run_config(" in file.read_text() for file in (path, *headers)), path.name
+    entries = [path.read_text() for path in ROOT.glob("csrc/ops/*/*mm_cuda.cpp")]
+    assert len(entries) >= 6 and all("mm_on_cuda(" in text or "AOQ_MM_CUDA_OP(" in text for text in entries)
+    assert "mm_on_cuda(" in (ROOT / "csrc/mm/cuda/mm_op.h").read_text()
+    for kernels in ("nibble", "weight", "dense"):
+        assert "run_config(" in (ROOT / f"csrc/mm/cuda/{kernels}_mm_entry.h").read_text()
 
 
 # ---- on the device: autotune/autotune_cuda.cpp, on a CUDA that notes what it is asked for

@@ -189,6 +189,15 @@ def test_int4_mm_wgmma_main_loop(wgmma):
     assert 2 * len(body) <= 1200, opcodes
 
 
+def test_int4_mm_wgmma_stores_whole_sectors(wgmma):
+    """Sixteen bytes a lane from shared memory, eight to out; else bf16s one by one."""
+    (code,) = (code for name, code in wgmma.code().items() if re.search(r"Bf16E\w+4Int4ELi128ELi2ELi128ELb0", name))
+    stores = {re.search(r"STG\.\S+", text)[0] for _, text in code if "STG" in text}
+    assert "STG.E.64" in stores and stores <= {"STG.E.64", "STG.E.U16", "STG.E"}, stores
+    loads = collections.Counter(re.search(r"LDS\S*", text)[0] for _, text in code if "LDS" in text)
+    assert loads["LDS.128"] > 4, "those of the main loop"
+
+
 def test_wide_int8_int4_mm(tmp_path):
     kernels = Kernels(tmp_path, instances()["int8_int4_mm_wide_sm80"], "80")
     multiply = {name: used for name, used in kernels.resources.items() if "multiply" in name}

@@ -51,10 +51,10 @@ def run_wgmma(simt_kernel, x, weight, bias=None, tokens=64, halves=1, split=1, s
     return multiply(simt_kernel(f"{weight.name}_mm_wgmma_sm90a", NibbleWgmma), x, weight, bias, plan, workspace)
 
 
-def multiply(kernel, x, weight, bias, plan, workspace):
+def multiply(kernel, x, weight, bias, plan, workspace, experts=None):
     out = torch.full((len(x), weight.n), math.nan, dtype=x.dtype)
     of_w = weight.group, weight.packed, weight.scale
-    mm = PackedMm.of(x, weight.k, *of_w, out, zero_point=weight.zero_point, bias=bias)
+    mm = PackedMm.of(x, weight.k, *of_w, out, zero_point=weight.zero_point, bias=bias, experts=experts)
     kernel(mm=mm, plan=plan, workspace=workspace)
     return out
 

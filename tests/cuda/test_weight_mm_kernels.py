@@ -35,12 +35,14 @@ def run_wide(simt_kernel, x, codes, scale, bias=None, tokens=64, split=1):
     return multiply(simt_kernel, "wide_", WeightMmWide, x, codes, scale, bias, plan, floats)
 
 
-def multiply(simt_kernel, which, struct, x, codes, scale, bias, plan, floats):
+def multiply(simt_kernel, which, struct, x, codes, scale, bias, plan, floats, packed=None, experts=None, **of_x):
+    """packed, scale of all experts, if there are any, and codes of one."""
     (m, k), n = x.shape, codes.shape[0]
     kernel = simt_kernel(f"{'int8' if codes.dtype == INT8 else 'fp8'}_weight_mm_{which}sm80", struct)
-    packed, tiled = int8_pack_reference(codes.view(INT8), CUDA).contiguous(), tile_scale(scale)
+    tiled = scale if experts else tile_scale(scale)
+    packed = int8_pack_reference(codes.view(INT8), CUDA).contiguous() if packed is None else packed
     out = torch.full((m, n), math.nan, dtype=x.dtype)
-    mm = PackedMm.of(x, k, k, packed, tiled, out, e5m2=codes.dtype == E5M2, bias=bias)
+    mm = PackedMm.of(x, k, k, packed, tiled, out, e5m2=codes.dtype == E5M2, bias=bias, experts=experts, **of_x)
     kernel(mm=mm, plan=plan, workspace=torch.full((floats,), math.nan))
     return out
 

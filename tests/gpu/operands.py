@@ -1,6 +1,7 @@
 """Operands for each op, on any device: the same values everywhere."""
 
 import functools
+import os
 
 import torch
 
@@ -9,23 +10,29 @@ from aoq import _C
 from aoq.bench.contenders.aoq import arguments
 from aoq.ops import fp8_quantize, int4_pack, int4_quantize, int8_pack, int8_quantize, tile_scale
 
+DEVICE = os.environ.get("AOQ_GPU_TESTS_ON", "cuda")  # conftest.py says why it may be another
+
 
 def registered(op):
-    """Whether `op` runs on CUDA."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"aoq::{op}", "CUDA")
+    """Whether `op` runs on DEVICE."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"aoq::{op}", DEVICE.upper())
 
 
 def runs(op):
     """Whether `op` has a kernel for this device that AOQ_SM allows, or does with torch's own."""
+    if DEVICE == "cpu":
+        return True
     return registered(op) and (op in ("int8_pack", "int8_unpack") or bool(_C.cuda_kernels(op, capability())))
 
 
 def capability():
+    if DEVICE == "cpu":
+        return 0
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
 
 
-def randn(*shape, dtype=torch.bfloat16, device="cuda", seed=0):
+def randn(*shape, dtype=torch.bfloat16, device=DEVICE, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(device)
 
 
@@ -70,9 +77,12 @@ def fp8_weight(n, k, device, dtype=torch.float8_e4m3fn):
     return int8_pack(qdata.view(torch.int8).to(device)), tile_scale(scale).to(device)
 
 
-def operands(op, device):
-    """Arguments for torch.ops.aoq.<op> on `device`, small and ragged."""
-    x = randn(5, 200, device=device)
+ROWS = (5, 300)  # few rows of x, and many, for which other kernels run
+
+
+def operands(op, device, m=5):
+    """Arguments for torch.ops.aoq.<op> on `device`, small and ragged, with `m` rows of x where the op has any."""
+    x = randn(m, 200, device=device)
     codes = torch.arange(40 * 100).view(40, 100)
     if op == "int4_pack":
         return (codes.to(torch.uint8).to(device), 200)
@@ -94,11 +104,16 @@ def operands(op, device):
         return (x, x + 1, torch.int8)
     if op in FORMATS:
         w = FORMATS[op].quantize(randn(48, 208, device="cpu")).to(device)
-        return (randn(5, 208, device=device), *of_format(op, w))
+        return (randn(m, 208, device=device), *of_format(op, w))
     raise NotImplementedError(f"tests/gpu/operands.py: no operands for {op}")
 
 
-def run(op, device="cuda", arguments=None):
+def has_rows(op):
+    """Whether the op takes rows of x: packing and quantizing weights does not."""
+    return (not op.startswith("int4_") and not op.endswith("pack")) or op == "int4_mm"
+
+
+def run(op, device=DEVICE, arguments=None, m=5):
     """The results of the op, as a list."""
-    out = getattr(torch.ops.aoq, op)(*(arguments or operands(op, device)))
+    out = getattr(torch.ops.aoq, op)(*(arguments or operands(op, device, m)))
     return [out] if isinstance(out, torch.Tensor) else list(out)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from operands import capability, fp8_weight, int8_weight, randn, registered
+from operands import DEVICE, capability, fp8_weight, int8_weight, randn, registered
 
 from aoq import _C
 from aoq.ops import fp8_quantize, int8_quantize, int8_unpack_reference, untile_scale
@@ -66,7 +66,7 @@ def check_fp8(x, parts, n, bias=None, w_dtype=E4M3, x_dtype=E4M3, granularity="r
 @pytest.mark.parametrize("shape", AWKWARD, ids=str)
 def test_int8_awkward_shapes(sm, shape, asymmetric):
     need("int8_mm")
-    parts = int8_weight(*shape, "cuda", asymmetric)
+    parts = int8_weight(*shape, DEVICE, asymmetric)
     for dtype in DTYPES:
         for m in ROWS:
             x = randn(m, shape[1], dtype=dtype, seed=m) + (1 if asymmetric else 0)
@@ -78,7 +78,7 @@ def test_int8_awkward_shapes(sm, shape, asymmetric):
 @pytest.mark.parametrize("shape", AWKWARD, ids=str)
 def test_fp8_awkward_shapes(sm, shape, w_dtype, granularity):
     need("fp8_mm")
-    parts = fp8_weight(*shape, "cuda", w_dtype)
+    parts = fp8_weight(*shape, DEVICE, w_dtype)
     for dtype in DTYPES:
         for m in ROWS:
             bias = randn(shape[0], seed=1) if m % 2 else None
@@ -91,7 +91,7 @@ def test_shapes_of_models(sm, n, k):
     for op, weight, check_op in (("int8_mm", int8_weight, check_int8), ("fp8_mm", fp8_weight, check_fp8)):
         if not _C.cuda_kernels(op, capability()):
             continue
-        parts = weight(n, k, "cuda")
+        parts = weight(n, k, DEVICE)
         for m in (1, 16, 64, 256, 1000):
             check_op(randn(m, k, seed=m), parts, n)
 
@@ -112,10 +112,10 @@ def test_every_kernel_that_may_be_chosen(op):
                 for m in (1, 15, 70, 257):
                     x, bias = randn(m, k, dtype=dtype, seed=m), randn(n, seed=1)
                     if op == "int8_mm":
-                        arguments = (x, int8_weight(n, k, "cuda", m == 70), n, bias)
+                        arguments = (x, int8_weight(n, k, DEVICE, m == 70), n, bias)
                         run = lambda a=arguments, c=config: check_int8(*a, c)  # noqa: E731
                     else:
-                        arguments = (x, fp8_weight(n, k, "cuda", w_dtype), n, bias, w_dtype, x_dtype, "row")
+                        arguments = (x, fp8_weight(n, k, DEVICE, w_dtype), n, bias, w_dtype, x_dtype, "row")
                         run = lambda a=arguments, c=config: check_fp8(*a, c)  # noqa: E731
                     if takes(name, dtype, n):
                         run()
@@ -132,10 +132,10 @@ def test_every_kernel_gives_the_same_bits_every_time(op, m, n, k):
     need(op)
     x = randn(m, k, seed=m)
     if op == "int8_mm":
-        packed, scale, w_sum = parts = int8_weight(n, k, "cuda", True)
+        packed, scale, w_sum = parts = int8_weight(n, k, DEVICE, True)
         call = lambda config: torch.ops.aoq.int8_mm(x, packed, scale, w_sum, None, n, config)  # noqa: E731
     else:
-        packed, scale = parts = fp8_weight(n, k, "cuda", E4M3)
+        packed, scale = parts = fp8_weight(n, k, DEVICE, E4M3)
         arguments = (x, packed, scale, None, n, E4M3, E4M3, "row", None, None)
         call = lambda config: torch.ops.aoq.fp8_mm(*arguments, config)  # noqa: E731
     for config, name in enumerate(_C.cuda_kernels(op, capability())):
@@ -156,19 +156,19 @@ def test_rows_that_are_not_finite(sm):
     for op, weight in (("int8_mm", int8_weight), ("fp8_mm", fp8_weight)):
         if not _C.cuda_kernels(op, capability()):
             continue
-        parts = weight(64, 128, "cuda")
+        parts = weight(64, 128, DEVICE)
         x = randn(20, 128)
         clean = getattr(torch.ops.aoq, op)(x, *parts, None, 64)
         x[3, 5] = float("inf")
         out = getattr(torch.ops.aoq, op)(x, *parts, None, 64)
         assert out[3].isnan().all()
-        others = torch.arange(20, device="cuda") != 3
+        others = torch.arange(20, device=DEVICE) != 3
         assert torch.equal(out[others], clean[others])
 
 
 def test_bad_operands_are_named():
     need("int8_mm")
-    packed, scale, _ = int8_weight(24, 64, "cuda")
+    packed, scale, _ = int8_weight(24, 64, DEVICE)
     x = randn(3, 64)
     for changed, text in [
         ((x[:, :32], packed, scale, None, None), "packed: expected shape"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from operands import randn, registered, weight
+from operands import DEVICE, randn, registered, weight
 
 from aoq import _C
 from aoq.ops import int4_dequantize, int4_unpack_reference, int8_int4_mm, int8_quantize, untile_scale
@@ -29,6 +29,7 @@ def check(x, parts, n, group, mapping, bias=None, config=None):
         out = int8_int4_mm(x, packed, scale, zero, w_sum, bias, n, group)
     else:
         out = torch.ops.aoq.int8_int4_mm(x, packed, scale, zero, w_sum, bias, n, group, config)
+    kernel = _C.last_kernel()  # before the quantizer below
     codes, x_scale, x_zero = (part.double() for part in int8_quantize(x, mapping))
     x_zero = x_zero if mapping == "asymmetric" else torch.zeros_like(x_scale)
     expected = ((codes - x_zero) * x_scale) @ w.t()
@@ -36,7 +37,8 @@ def check(x, parts, n, group, mapping, bias=None, config=None):
     terms = codes.abs() @ (15 * spread + w.abs()).t() + x_zero.abs() * w.abs().sum(1)
     rounding = (4 * math.sqrt(k / 8) + 16) * 2.0**-24 * terms * x_scale
     assert out.dtype == x.dtype
-    check_rounding(out, expected, rounding, bias, _C.last_kernel())
+    check_rounding(out, expected, rounding, bias, kernel)
+    return kernel
 
 
 @pytest.mark.parametrize("mapping", ("symmetric", "asymmetric"))
@@ -44,7 +46,7 @@ def check(x, parts, n, group, mapping, bias=None, config=None):
 def test_awkward_shapes(sm, shape, mapping):
     n, k, group = shape
     for weights in ("symmetric", "asymmetric"):
-        parts = weight(n, k, group, "cuda", weights)
+        parts = weight(n, k, group, DEVICE, weights)
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for m in (0, 1, 3, 8, 9, 17, 33, 70):
                 check(randn(m, k, dtype=dtype, seed=m) + 0.5, parts, n, group, mapping, randn(n) if m % 2 else None)
@@ -52,35 +54,35 @@ def test_awkward_shapes(sm, shape, mapping):
 
 @pytest.mark.parametrize("n, k", MODELS)
 def test_shapes_of_models(sm, n, k):
-    parts = weight(n, k, 128, "cuda")
+    parts = weight(n, k, 128, DEVICE)
     for m in (1, 16, 64, 256, 1000):
-        check(randn(m, k, seed=m), parts, n, 128, "asymmetric")
-    assert "_wide_" in _C.last_kernel()
+        kernel = check(randn(m, k, seed=m), parts, n, 128, "asymmetric")
+    assert ("_wgmma_" if sm == "sm90a" else "_wide_") in kernel
 
 
 @pytest.mark.parametrize("n, k, group", [(136, 1032, 128), (272, 640, 32)])
 def test_every_plan(sm, n, k, group):
     """The first 16 configs are plans for few rows, the next 16 for many, 24 more on Hopper: any takes any number."""
-    parts = weight(n, k, group, "cuda")
+    parts = weight(n, k, group, DEVICE)
     hopper = sm == "sm90a"
     for config in range(56 if hopper else 32):
         for m in (5, 70, 200):
-            check(randn(m, k, seed=m), parts, n, group, "asymmetric", randn(n, seed=1), config)
-    assert ("_wgmma_" if hopper else "_wide_") in _C.last_kernel()
+            kernel = check(randn(m, k, seed=m), parts, n, group, "asymmetric", randn(n, seed=1), config)
+    assert ("_wgmma_" if hopper else "_wide_") in kernel
     if not hopper:
         with pytest.raises(RuntimeError, match="config: expected -1 to 31"):
             check(randn(5, k), parts, n, group, "asymmetric", config=32)
 
 
 def test_any_stride(sm):
-    parts = weight(24, 64, 32, "cuda")
+    parts = weight(24, 64, 32, DEVICE)
     rows = randn(6, 128)
     for x in (rows[:, :64], rows[::2, 64:], rows[:, ::2], rows[:, 1:65]):
         check(x, parts, 24, 32, "asymmetric")
 
 
 def test_a_row_with_infinity_is_nan_and_no_other(sm):
-    parts = weight(40, 192, 64, "cuda")
+    parts = weight(40, 192, 64, DEVICE)
     x = randn(70, 192)
     clean = int8_int4_mm(x, *parts, None, None, 40, 64)
     x[1, 5] = math.inf

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from operands import randn, registered
+from operands import DEVICE, randn, registered
 
 from aoq import _C
 from aoq.ops import fp8_quantize, int8_pack, int8_quantize, int8_unpack, tile_scale
@@ -81,5 +81,5 @@ def test_any_stride(sm, code_dtype):
 
 def test_codes_move_both_ways(code_dtype):
     """Packed on the device, unpacked on it: the same codes, to the bit."""
-    codes = torch.arange(40 * 100, device="cuda").view(40, 100).to(torch.int8)
+    codes = torch.arange(40 * 100, device=DEVICE).view(40, 100).to(torch.int8)
     assert torch.equal(int8_unpack(int8_pack(codes), 40, 100), codes)

@@ -2,11 +2,9 @@
 #pragma once
 #include <array>
 
-#include "autotune/autotune_cuda.h"
 #include "mm/cuda/dense_mm.h"
 #include "mm/cuda/dense_mm_plan.h"
-#include "mm/packed_mm_entry.h"
-#include "rows/quantize_x.h"
+#include "mm/cuda/mm_call.h"
 
 namespace aoq {
 
@@ -48,14 +46,13 @@ inline const char* text_of(const MmCodes& codes) {
   return codes.w == Codes::e5m2 ? "e4m3 and e5m2" : "e4m3 and e4m3";
 }
 
+// kernels_of: the op that has the kernels.
 template <size_t N, size_t Q>
-Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
-                const CudaKernel<QuantizeRowsCudaKernel> (&quantizers)[Q], const PackedOperands& t, int64_t n,
-                const MmCodes& codes, int64_t config) {
-  check_tensor(t.x, op, "x");
-  check_value(t.x.is_cuda(), op, "x", "expected the device of packed, ", device_name(t.packed), ", got ",
-              device_name(t.x));
-  const OnDevice on(t.x, op);
+Tensor dense_mm(const MmCall& call, const char* kernels_of, const CudaKernel<DenseMmKernel> (&kernels)[N],
+                const CudaKernel<QuantizeRowsCudaKernel> (&quantizers)[Q], const MmCodes& codes) {
+  const char* const op = call.op;
+  const PackedOperands& t = call.t;
+  const OnDevice& on = call.device;
   auto run = [&](const PackedMm& args) {
     const int64_t pitch = ceil_div(args.k, 16) * 16, most = (int64_t{1} << 31) - 1024;
     check_value(args.m < most, op, "x", "expected fewer than 2^31 - 1024 rows, got ", args.m);
@@ -106,10 +103,10 @@ Tensor dense_mm(const char* op, const CudaKernel<DenseMmKernel> (&kernels)[N],
       on.check_launch();
     };
     run_config(
-        {op, config, here.count, text_of(codes)}, args, t.x, on, [&](int one) { return here.takes(one, problem); },
-        multiply);
+        {op, kernels_of, call.config, here.count, text_of(codes)}, args, t.x, on,
+        [&](int one) { return here.takes(one, problem); }, multiply);
   };
-  return packed_mm(op, t, n, {}, 0, [&] { return run; });
+  return packed_mm(op, t, call.n, {}, 0, [&] { return run; });
 }
 
 }  // namespace aoq

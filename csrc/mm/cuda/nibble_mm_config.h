@@ -1,6 +1,7 @@
 // Which plan of which kernels multiplies with weights of one to four bits a code on CUDA: constexpr, so that the host
 // tests what the device gets. The op's `config` counts the plans of all: skinny's, then wide's, then wgmma's.
 #pragma once
+#include "mm/cuda/experts.h"
 #include "mm/cuda/nibble_mm_skinny_plan.h"
 #include "mm/cuda/nibble_mm_wgmma_plan.h"
 #include "mm/cuda/nibble_mm_wide_plan.h"
@@ -62,6 +63,38 @@ constexpr bool differs(const Problem& p, int config) {
   }
   if (config >= kFirstWide) return wide::differs(wide::plan_of(config - kFirstWide), p.shape.k);
   return nibble_skinny::differs(config, p.shape);
+}
+
+// ---- of experts: plans of skinny and wide whose blocks share no rows along k
+
+constexpr bool takes_experts(int config) {
+  return config < kFirstWide    ? nibble_skinny::plan_of(config, {1, 1, 1, 1, 4}).log_split == 0
+         : config < kFirstWgmma ? wide::plan_of(config - kFirstWide).split == 1
+                                : false;
+}
+
+// m: rows of x in all. config: one that takes_experts, or -1 for the cost models' choice.
+constexpr Choice choose_for_experts(const Problem& p, int64_t m, int64_t experts, const Device& device, int config) {
+  Shape shape = p.shape;
+  shape.m = rows_of_expert(m, experts);
+  shape.n *= experts_with_rows(m, experts);
+  Problem problem = p;
+  problem.shape = shape;
+  if (config >= 0) return choose(problem, device, config);
+  Choice best = choose(problem, device, 0);
+  double least = nibble_skinny::cost_of(best.skinny, shape, device);
+  for (int one = 1; one < configs(problem) && one < kFirstWgmma; ++one) {
+    if (!takes_experts(one) || !differs(problem, one)) continue;
+    const Choice choice = choose(problem, device, one);
+    const bool wide = choice.kernels == Kernels::wide;
+    if (wide && shape.m <= 32) continue;  // most of a tile would be empty
+    const double cost = wide ? nibble_wide::cost_of(choice.wide, shape, device) + 2000.0 * p.before
+                             : nibble_skinny::cost_of(choice.skinny, shape, device);
+    if (cost >= least) continue;
+    best = choice;
+    least = cost;
+  }
+  return best;
 }
 
 }  // namespace aoq::nibble_config

@@ -1,13 +1,9 @@
 // What the CUDA entries of ops with weights of one to four bits a code have in common: which of the kernels runs, its
 // workspace, and for an int8 x the kernel that quantizes it first.
 #pragma once
-#include <torch/csrc/stable/library.h>
-
-#include "autotune/autotune_cuda.h"
-#include "formats/int4.h"
 #include "formats/nibbles_cuda.h"
+#include "mm/cuda/mm_call.h"
 #include "mm/cuda/nibble_mm.h"
-#include "mm/mm_arguments.h"
 #include "ops/int8_quantize/int8_quantize.h"
 #include "rows/quantize_x.h"
 
@@ -34,17 +30,13 @@ struct NibbleKernels {
                                           {AOQ_NIBBLE_WIDE(AOQ_NIBBLE_LINE, mm)},   \
                                           {AOQ_NIBBLE_WGMMA(AOQ_NIBBLE_LINE, mm)}};
 
-// An op: its name, its kernels, the bits of a weight's code, and whether x is quantized to int8.
+// An op whose kernels run: its name, its kernels, the bits of a weight's code, and whether x is quantized to int8.
 struct NibbleMm {
   const char* op;
   const NibbleKernels& kernels;
   int w_bits;
   bool x_int8;
 };
-
-inline bool register_nibble_mm(const char* op, const NibbleKernels& kernels) {
-  return register_cuda_op(op, kernels.skinny, kernels.wide, kernels.wgmma);
-}
 
 // The problem as the plans see it.
 inline Shape shape_of(const NibbleMm& mm, const PackedMm& p) {
@@ -81,19 +73,19 @@ inline int64_t workspace_floats(const NibbleMm& mm, const PackedMm& p, const nib
   return nibble_skinny::workspace_floats(choice.skinny, allowed(Sm::sm90a, capability), f32, p.m, p.n, p.k);
 }
 
-// Launches the chosen kernel.
+// Launches the chosen kernel, of those for `capability`.
 inline void launch(const NibbleMm& mm, const PackedMm& p, const nibble_config::Choice& choice, float* workspace,
-                   const OnDevice& device) {
+                   const OnDevice& device, int capability) {
   const NibbleKernels& kernels = mm.kernels;
   switch (choice.kernels) {
     case nibble_config::Kernels::wgmma:
-      select(kernels.wgmma, device.capability)({p, choice.wgmma, workspace}, device.stream);
+      select(kernels.wgmma, capability)({p, choice.wgmma, workspace}, device.stream);
       break;
     case nibble_config::Kernels::wide:
-      select(kernels.wide, device.capability)({p, choice.wide, workspace}, device.stream);
+      select(kernels.wide, capability)({p, choice.wide, workspace}, device.stream);
       break;
     case nibble_config::Kernels::skinny:
-      select(kernels.skinny, device.capability)({p, choice.skinny, workspace}, device.stream);
+      select(kernels.skinny, capability)({p, choice.skinny, workspace}, device.stream);
       break;
   }
   device.check_launch();
@@ -101,22 +93,22 @@ inline void launch(const NibbleMm& mm, const PackedMm& p, const nibble_config::C
 
 // x as given.
 inline void multiply(const NibbleMm& mm, const PackedMm& p, const nibble_config::Choice& choice, const Tensor& x,
-                     const OnDevice& device) {
+                     const OnDevice& device, int capability) {
   Tensor workspace;
   float* memory = nullptr;
-  if (const int64_t floats = workspace_floats(mm, p, choice, device.capability)) {
+  if (const int64_t floats = workspace_floats(mm, p, choice, capability)) {
     workspace = new_tensor(x, {floats}, ScalarType::Float);
     memory = static_cast<float*>(workspace.mutable_data_ptr());
   }
-  launch(mm, p, choice, memory, device);
+  launch(mm, p, choice, memory, device, capability);
 }
 
 // x becomes int8 codes in the order of quantized_k, then is multiplied.
 inline void quantize_and_multiply(const NibbleMm& mm, PackedMm p, const nibble_config::Choice& choice, const Tensor& x,
-                                  const OnDevice& device) {
+                                  const OnDevice& device, int capability) {
   // One allocation: codes, which are whole sixteens, scales and zero points of rows, what the kernel takes.
   const int64_t pitch = ceil_div(p.k, 16) * 16, codes = p.m * pitch, rows = ceil_div(2 * p.m, 4) * 4;
-  const int64_t floats = codes / 4 + rows + workspace_floats(mm, p, choice, device.capability);
+  const int64_t floats = codes / 4 + rows + workspace_floats(mm, p, choice, capability);
   Tensor workspace = new_tensor(x, {floats}, ScalarType::Float);
   auto* const memory = static_cast<float*>(workspace.mutable_data_ptr());
   float* const x_scale = memory + codes / 4;
@@ -130,46 +122,46 @@ inline void quantize_and_multiply(const NibbleMm& mm, PackedMm p, const nibble_c
   p.out.row_scale = x_scale;
   p.out.row_scale_stride = 1;
   p.out.row_zero = p.x.asymmetric ? x_scale + p.m : nullptr;
-  launch(mm, p, choice, x_scale + rows, device);
+  launch(mm, p, choice, x_scale + rows, device, capability);
 }
 
-inline Tensor nibble_mm(const NibbleMm& mm, const PackedOperands& t, int64_t n, int64_t group_size, int64_t config) {
-  const char* const op = mm.op;
-  check_tensor(t.x, op, "x");
-  check_value(t.x.is_cuda(), op, "x", "expected the device of packed, ", device_name(t.packed), ", got ",
-              device_name(t.x));
-  const OnDevice device(t.x, op);
+inline void run_choice(const MmCall& call, const NibbleMm& mm, const PackedMm& p, const nibble_config::Choice& choice,
+                       int capability) {
+  mm.x_int8 ? quantize_and_multiply(mm, p, choice, call.t.x, call.device, capability)
+            : multiply(mm, p, choice, call.t.x, call.device, capability);
+}
+
+// Rows of x that belong to experts: by the kernels that any device has.
+inline void run_experts(const MmCall& call, const NibbleMm& mm, PackedMm p, const Device& model) {
+  const nibble_config::Problem problem = problem_of(mm, p, false);
+  check_expert_config(call, p, nibble_config::configs(problem), nibble_config::takes_experts);
+  const nibble_config::Choice choice =
+      nibble_config::choose_for_experts(problem, p.m, call.experts->count, model, static_cast<int>(call.config));
+  const int tokens = choice.kernels == nibble_config::Kernels::wide ? choice.wide.tokens : choice.skinny.tokens;
+  const ExpertList list(call, p, tokens, p.x.dtype == Dtype::f32 && !mm.x_int8 ? kPlanes : 1);
+  run_choice(call, mm, p, choice, 80);
+}
+
+inline Tensor nibble_mm(const MmCall& call, const NibbleMm& mm, int64_t group_size) {
+  const char* const op = call.op;
+  const OnDevice& device = call.device;
   auto run = [&](const PackedMm& p) {
     check_cuda_sizes(p, op);
     check_aligned(p.w.stream, 16, op, "packed");
     check_aligned(p.w.scales.scale, 4, op, "scale");
     check_aligned(p.w.scales.zero_point, 4, op, "zero_point");
+    const Device model = device_of(call.t.x, device.capability, op);
+    if (call.experts) return run_experts(call, mm, p, model);
     const nibble_config::Problem problem = problem_of(mm, p, allowed(Sm::sm90a, device.capability));
-    const Device model = device_of(t.x, device.capability, op);
     auto run_one = [&](int one) {
-      const nibble_config::Choice choice = nibble_config::choose(problem, model, one);
-      mm.x_int8 ? quantize_and_multiply(mm, p, choice, t.x, device) : multiply(mm, p, choice, t.x, device);
+      run_choice(call, mm, p, nibble_config::choose(problem, model, one), device.capability);
     };
     run_config(
-        {op, config, nibble_config::configs(problem), ""}, p, t.x, device,
+        {op, mm.op, call.config, nibble_config::configs(problem), ""}, p, call.t.x, device,
         [&](int one) { return nibble_config::differs(problem, one); }, run_one);
   };
-  return packed_mm(op, t, n, group_size, nibbles::kTileK, [&] { return run; }, nibbles::tile_bytes(mm.w_bits));
+  return packed_mm(
+      op, call.t, call.n, group_size, nibbles::kTileK, [&] { return run; }, nibbles::tile_bytes(mm.w_bits));
 }
 
 }  // namespace aoq
-
-// An op of its own (mm/mm_op.h): its kernel on CUDA.
-#define AOQ_NIBBLE_MM_OP(op, Format, x_int8)                                                                   \
-  namespace aoq {                                                                                              \
-  AOQ_NIBBLE_KERNELS(op)                                                                                       \
-  namespace {                                                                                                  \
-  const bool kRegistered = register_nibble_mm(#op, op##_kernels);                                              \
-  struct Op {                                                                                                  \
-    static Tensor run(const PackedOperands& t, int64_t n, std::optional<int64_t> group_size, int64_t config) { \
-      return nibble_mm({#op, op##_kernels, Format::kBits, x_int8}, t, n, *group_size, config);                 \
-    }                                                                                                          \
-  };                                                                                                           \
-  }                                                                                                            \
-  }                                                                                                            \
-  STABLE_TORCH_LIBRARY_IMPL(aoq, CUDA, m) { m.impl(#op, TORCH_BOX((&aoq::MmArguments<true, x_int8>::call<aoq::Op>))); }

@@ -4,6 +4,7 @@
 #include "cuda/grid.cuh"
 #include "cuda/pdl.h"
 #include "cuda/ptx.cuh"
+#include "mm/cuda/experts.h"
 #include "mm/cuda/packed_mm_plan.h"
 #include "mm/packed_mm.h"
 
@@ -37,14 +38,68 @@ class ScaleReader {
   uint32_t offset_, half_, selector_;
 };
 
+// ---- rows of x (tokens)
+
+// Those that a block multiplies, and which expert's weight with; -1: none's, they become zeros.
+struct Tokens {
+  int64_t first;
+  int count;
+  int32_t expert;
+};
+// Tokens of block `index` of those along x, tiles of `most`. kExperts: whether this kernel takes experts at all.
+template <bool kExperts>
+__device__ inline Tokens tokens_of(const PackedMm& p, int64_t index, int most) {
+  if (kExperts && p.expert_tiles) {
+    if (index >= p.expert_tile_count) return {0, 0, 0};
+    const ExpertTile tile = p.expert_tiles[index];
+    return {tile.first, tile.count, tile.expert};
+  }
+  const int64_t first = index * most, left = p.m - first;
+  return {first, left <= 0 ? 0 : left < most ? static_cast<int>(left) : most, 0};
+}
+
+// How many blocks there are along x.
+inline int64_t token_blocks_of(const PackedMm& p, int tokens) {
+  return p.expert_tiles ? p.expert_tile_count : ceil_div(p.m, tokens);
+}
+
+// Whose row m is.
+__device__ inline int32_t expert_of(const PackedMm& p, int64_t m) {
+  if (!p.expert_tiles) return 0;
+  int64_t begin = 0, end = p.experts;
+  while (begin < end) {  // the first whose rows end after m
+    const int64_t middle = (begin + end) / 2;
+    p.expert_ends[middle] > m ? end = middle : begin = middle + 1;
+  }
+  return begin < p.experts ? static_cast<int32_t>(begin) : -1;
+}
+
 // ---- from sums to out
 
 // What out holds at (m, n), before it is rounded, of a whole sum of x * w.
-__device__ inline float finished(const PackedMm& p, int64_t m, int64_t n, float value) {
-  if (p.out.row_zero) value = __fmaf_rn(-p.out.row_zero[m], p.w.sum[n], value);
+__device__ inline float finished(const PackedMm& p, int64_t m, int64_t n, float value, int32_t expert) {
+  if (expert < 0) return 0;
+  const int64_t at = expert * p.n + n;  // in what experts have of their own
+  if (p.out.row_zero) value = __fmaf_rn(-p.out.row_zero[m], p.w.sum[at], value);
   if (p.out.row_scale) value *= p.out.row_scale[m * p.out.row_scale_stride];
-  if (p.out.bias) value += load_float(p.out.bias, p.out.bias_dtype, n);
+  if (p.out.bias) value += load_float(p.out.bias, p.out.bias_dtype, at);
   return value;
+}
+
+struct alignas(16) FourFloats {
+  float value[4];
+};
+// Four values as the dtype of 16 bits that out has.
+__device__ inline Words<2> halves(const float (&value)[4], Dtype dtype) {
+  Words<2> four;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float low = value[2 * i], high = value[2 * i + 1];
+    four.word[i] = dtype == Dtype::bf16
+                       ? static_cast<uint32_t>(float_to_bf16(low)) | static_cast<uint32_t>(float_to_bf16(high)) << 16
+                       : ptx::f32_to_f16(low) | ptx::f32_to_f16(high) << 16;
+  }
+  return four;
 }
 
 constexpr int kAddThreads = 256;
@@ -54,7 +109,7 @@ __global__ void __launch_bounds__(kAddThreads) add_slabs(const PackedMm p, const
   for (int64_t i = first_item(); i < p.m * p.n; i += item_stride()) {
     float value = slabs[i];
     for (int slab = 1; slab < count; ++slab) value += slabs[slab * p.m * p.n + i];
-    store_float(p.out.data, p.out.dtype, i, finished(p, i / p.n, i % p.n, value));
+    store_float(p.out.data, p.out.dtype, i, finished(p, i / p.n, i % p.n, value, expert_of(p, i / p.n)));
   }
 }
 
@@ -85,13 +140,17 @@ struct Launch {
   int threads;
   int64_t shared;
   CudaStream stream;
-  unsigned cluster;  // blocks of one, or 0
+  unsigned cluster;         // blocks of one, or 0
+  int64_t most_shared = 0;  // what any launch of this kernel takes, where plans differ
 };
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arguments) {
-  if (how.shared > 49152)  // what needs no asking
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared));
+  // The limit is the kernel's, not this launch's: always the same one, or another thread with a smaller plan could
+  // lower it before this launch.
+  const int64_t most = how.shared > how.most_shared ? how.shared : how.most_shared;
+  if (most > 49152)  // what needs no asking
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
   cudaLaunchConfig_t config{};
   config.gridDim = how.grid;
   config.blockDim = dim3(static_cast<unsigned>(how.threads));
@@ -116,6 +175,7 @@ inline PackedMm copied(const PackedMm& p, float* to, int64_t pitch, CudaStream s
   if (p.x.dtype == Dtype::f32) {
     mm.x.dtype = Dtype::bf16;
     mm.m = kPlanes * p.m;
+    mm.expert_tile_count = kPlanes * p.expert_tile_count;
   }
   launch(copy_rows, {dim3(grid_for(p.m * p.k, kAddThreads)), kAddThreads, 0, stream, 0}, p,
          reinterpret_cast<uint16_t*>(to), pitch);

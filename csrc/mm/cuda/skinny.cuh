@@ -6,6 +6,14 @@
 namespace aoq::skinny {
 namespace {
 
+// Which of the blocks along x this one is; no grid has more than 65535 in one direction.
+__device__ inline int64_t token_block() { return static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y; }
+inline dim3 grid_of(const PackedMm& p, const Plan& plan) {
+  const int64_t blocks = token_blocks_of(p, plan.tokens), y = blocks < 65535 ? blocks : 65535;
+  return dim3(static_cast<unsigned>(row_blocks(plan, p.n) * plan.split()), static_cast<unsigned>(y),
+              static_cast<unsigned>(ceil_div(blocks, y)));
+}
+
 // Columns first .. last of a block's tokens to rows `pitch` bytes apart, zeros from k on; maybe by cp.async.
 template <int kBytes>
 __device__ void copy_x(const PackedMm& p, int64_t first_token, int tokens, int64_t first, int64_t last, char* shared,
@@ -29,13 +37,31 @@ __device__ void copy_x(const PackedMm& p, int64_t first_token, int tokens, int64
     }
 }
 
+// Where the scale of a row is that has one alone.
+__device__ inline int64_t scale_of_row(const PackedMm& p, const Tokens& tokens, int64_t row) {
+  return (tokens.expert < 0 ? 0 : tokens.expert) * (ceil_div(p.n, 16) * 16) + row;
+}
+
+// The sum of what the blocks of a cluster, at most eight, have at a place of shared memory: all loads are on their way
+// before the first is added, in order.
+__device__ inline float sum_of_blocks(const float* from, int blocks) {
+  constexpr int kMost = 8;
+  float part[kMost];
+#pragma unroll
+  for (int block = 0; block < kMost; ++block) part[block] = block < blocks ? ptx::load_cluster(from, block) : 0;
+  float sum = part[0];
+#pragma unroll
+  for (int block = 1; block < kMost; ++block) sum += part[block];
+  return sum;
+}
+
 // The sums of all warps that share rows, and with kCluster of all its blocks, added up in one order; to out, or to a
 // slab of `partial`. first_tile: the warp's, of row_tiles tiles of sixteen rows; kScaled: times the scale of a row. All
 // threads have left shared memory.
 template <int kTokens, bool kCluster, bool kScaled>
 __device__ void add_up(const PackedMm& p, const Plan& plan, float* partial,
                        const float (&total)[row_tiles(kTokens)][kTokens / 8][4], char* shared, int64_t first_tile,
-                       int64_t first_token, int tokens) {
+                       const Tokens& tokens) {
   constexpr int kPitch = sum_pitch(kTokens), kWarpSums = kTokens * kPitch, kRows = 16 * row_tiles(kTokens);
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int log_warps_n = 3 - plan.log_warps_k, warp_n = warp & ((1 << log_warps_n) - 1);
@@ -50,37 +76,34 @@ __device__ void add_up(const PackedMm& p, const Plan& plan, float* partial,
         const int token = 8 * j + 2 * (lane % 4) + i % 2, row = 16 * r + lane / 4 + 8 * (i / 2);
         sums[warp * kWarpSums + token * kPitch + row] = total[r][j][i];
       }
-  if constexpr (kCluster)
-    ptx::cluster_barrier();
-  else
-    __syncthreads();
   const int block_n = kRows << log_warps_n;
   const int blocks = kCluster ? plan.split() : 1;  // whose sums are added here
-  const Share outputs = share({0, tokens * block_n}, kCluster ? rank : 0, kCluster ? plan.log_split : 0);
+  const bool alone = blocks == 1;  // then barriers of a cluster, a microsecond of a call, are for nothing
+  if (alone)
+    __syncthreads();
+  else
+    ptx::cluster_barrier();
+  const Share outputs = share({0, tokens.count * block_n}, kCluster ? rank : 0, kCluster ? plan.log_split : 0);
   const int64_t first_row = (first_tile - warp_n) * kRows;
   for (int index = static_cast<int>(outputs.begin + threadIdx.x); index < outputs.end; index += kThreads) {
     const int token = index / block_n, in_block = index % block_n;
-    const int64_t row = first_row + in_block, m = first_token + token;
+    const int64_t row = first_row + in_block, m = tokens.first + token;
     if (row >= p.n) continue;
     const float* at = sums + in_block / kRows * kWarpSums + token * kPitch + in_block % kRows;
     float value = 0;
-    for (int block = 0; block < blocks; ++block)
-      for (int k = 0; k < plan.warps_k(); ++k) {
-        const float* from = at + (k << log_warps_n) * kWarpSums;
-        if constexpr (kCluster)
-          value += ptx::load_cluster(from, block);
-        else
-          value += *from;
-      }
-    if constexpr (kScaled) value *= load_float(p.w.scales.scale, p.w.scales.dtype, row);
+    for (int k = 0; k < plan.warps_k(); ++k) {
+      const float* const from = at + (k << log_warps_n) * kWarpSums;
+      value += alone ? *from : sum_of_blocks(from, blocks);
+    }
+    if constexpr (kScaled) value *= load_float(p.w.scales.scale, p.w.scales.dtype, scale_of_row(p, tokens, row));
     if (partial) {
       const int64_t slab = kCluster ? 0 : rank;
       partial[(slab * p.m + m) * p.n + row] = value;
     } else {
-      store_float(p.out.data, p.out.dtype, m * p.n + row, finished(p, m, row, value));
+      store_float(p.out.data, p.out.dtype, m * p.n + row, finished(p, m, row, value, tokens.expert));
     }
   }
-  if constexpr (kCluster) ptx::cluster_barrier();  // no block ends while another reads its sums
+  if (!alone) ptx::end_of_cluster();  // no block ends while another reads its sums
 }
 
 }  // namespace

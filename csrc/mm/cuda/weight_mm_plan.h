@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "mm/cuda/experts.h"
 #include "mm/cuda/skinny_plan.h"
 #include "mm/cuda/wide_plan.h"
 
@@ -108,6 +109,33 @@ constexpr Choice choose(const Shape& shape, int before, const Device& device, in
 constexpr bool differs(const Shape& shape, int config) {
   const Choice choice = choose(shape, 0, {}, config);
   return choice.wide ? wide::differs(choice.many, shape.k) : skinny::differs(choice.few, shape.k);
+}
+
+// ---- of experts: plans whose blocks share no rows along k
+
+constexpr bool takes_experts(int config) {
+  return config < kFirstWide ? config % 4 == 0 : weight_wide::plan_of(config - kFirstWide).split == 1;
+}
+
+// shape.m: rows of x in all, k and n of an expert. config: one that takes_experts, or -1 for the cost models' choice.
+constexpr Choice choose_for_experts(Shape shape, int64_t experts, int before, const Device& device, int config) {
+  const int64_t m = shape.m;
+  shape.m = rows_of_expert(m, experts);
+  shape.n *= experts_with_rows(m, experts);
+  if (config >= 0) return choose(shape, before, device, config);
+  Choice best = choose(shape, before, device, 0);
+  double least = weight_skinny::cost_of(best.few, shape, device);
+  for (int one = 1; one < kConfigs; ++one) {
+    if (!takes_experts(one) || !differs(shape, one)) continue;
+    const Choice choice = choose(shape, before, device, one);
+    if (choice.wide && shape.m <= 32) continue;  // most of a tile would be empty
+    const double cost = choice.wide ? weight_wide::cost_of(choice.many, shape, device) + 2000.0 * before
+                                    : weight_skinny::cost_of(choice.few, shape, device);
+    if (cost >= least) continue;
+    best = choice;
+    least = cost;
+  }
+  return best;
 }
 
 }  // namespace aoq::weight

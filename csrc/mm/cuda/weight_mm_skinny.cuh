@@ -31,9 +31,9 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
   const uint32_t rank = blockIdx.x & (plan.split() - 1);
   const int64_t first_tile = (static_cast<int64_t>(blockIdx.x >> plan.log_split) << log_warps_n) + warp_n;
   const int64_t tiles_n = ceil_div(p.n, 16), row_tile = first_tile * kTiles, pitch = weight::pitch_of(p);
-  const int64_t first_token = (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * kTokens;
-  if (first_token >= p.m) return;
-  const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
+  const Tokens tokens = tokens_of<true>(p, token_block(), kTokens);
+  if (!tokens.count) return;
+  const int64_t expert_tiles = tokens.expert < 0 ? 0 : tokens.expert * tiles_n;  // those of the experts before
 
   // ---- weights: [a row, that 8 below]
   const uint64_t policy = ptx::evict_first();
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
 #pragma unroll
   for (int r = 0; r < kTiles; ++r) {
     const int64_t tile = row_tile + r < tiles_n ? row_tile + r : tiles_n - 1;  // beyond n: read, never stored
-    rows[r] = p.w.stream + (16 * tile + lane / 4) * pitch + 16 * (lane % 4);
+    rows[r] = p.w.stream + (16 * (expert_tiles + tile) + lane / 4) * pitch + 16 * (lane % 4);
   }
   ptx::U32x4 weights[kAhead][kTiles][2];
   auto load = [&](int stage, int step) {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
 #pragma unroll
   for (int j = 0; j < kEights; ++j) {
     const int token = 8 * j + lane / 4;  // beyond m: some row, whose column is never stored
-    fragments[j] = shared + (token < tokens ? token : tokens - 1) * row_bytes + 32 * (lane % 4);
+    fragments[j] = shared + (token < tokens.count ? token : tokens.count - 1) * row_bytes + 32 * (lane % 4);
   }
 
   // ---- this block's columns, as much of them at a time as x fits; a pass loads the first weights of the next
@@ -69,8 +69,9 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
     int first, last;  // in units of 128 columns, of the block
     int begin, end;   // in steps of 64, of the warp
   };
-  constexpr int kNone = 1 << 24;  // a step beyond every k
-  const Share all = share({0, ceil_div(p.k, 128)}, rank, plan.log_split);
+  constexpr int kNone = 1 << 24;                                     // a step beyond every k
+  const int64_t units = tokens.expert < 0 ? 0 : ceil_div(p.k, 128);  // none of tokens that are no expert's
+  const Share all = share({0, units}, rank, plan.log_split);
   auto pass_from = [&](int64_t first) {
     const int64_t wanted = first + plan.chunk / 128, last = wanted < all.end ? wanted : all.end;
     const Share mine = share({first, last}, warp_k, plan.log_warps_k);
@@ -83,11 +84,12 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
 #pragma unroll
   for (int stage = 0; stage < kAhead; ++stage) load(stage, pass.begin + stage);
   while (pass.first < pass.last) {
-    copy_x<2>(p, first_token, tokens, int64_t{128} * pass.first, int64_t{128} * pass.last, shared, row_bytes);
+    copy_x<2>(p, tokens.first, tokens.count, int64_t{128} * pass.first, int64_t{128} * pass.last, shared, row_bytes);
     ptx::wait_for_copies();
     __syncthreads();
     const Pass next = pass_from(pass.last);
-    int offset = 2 * 64 * (pass.begin - 2 * pass.first);
+    // Unsigned: of kNone it is 2^31 and more, which no step uses.
+    uint32_t offset = 2u * 64 * static_cast<uint32_t>(pass.begin - 2 * pass.first);
     for (int step = pass.begin; step < pass.end; step += kAhead) {
       const int ahead = step + kAhead < pass.end ? step + kAhead : next.begin;
 #pragma unroll
@@ -100,16 +102,13 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Args args) {
     pass = next;
     __syncthreads();  // all have used these columns of x
   }
-  add_up<kTokens, false, true>(p, plan, args.partial, sum, shared, first_tile, first_token, tokens);
+  add_up<kTokens, false, true>(p, plan, args.partial, sum, shared, first_tile, tokens);
 }
 
 template <class X, class Format>
 void run(const Args& args, CudaStream stream) {
   const int tokens = args.plan.tokens;
-  const int64_t token_blocks = ceil_div(args.p.m, tokens), y = token_blocks < 65535 ? token_blocks : 65535;
-  const dim3 grid(static_cast<unsigned>(row_blocks(args.plan, args.p.n) * args.plan.split()), static_cast<unsigned>(y),
-                  static_cast<unsigned>(ceil_div(token_blocks, y)));
-  const Launch how{grid, kThreads, shared_bytes(args.plan, args.p.m, 2), stream, 0};
+  const Launch how{grid_of(args.p, args.plan), kThreads, shared_bytes(args.plan, args.p.m, 2), stream, 0};
   switch (tokens) {
     case 8: return launch(multiply<X, Format, 8>, how, args);
     case 16: return launch(multiply<X, Format, 16>, how, args);

@@ -37,31 +37,33 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int warp_n = warp % kWarpsN, warp_m = warp / kWarpsN;
   const Place place = place_of(blockIdx.x, args.row_blocks, args.token_blocks);
-  const int64_t first_token = place.tokens * kTokens, first_row = place.rows * kRows;
+  const Tokens tokens = tokens_of<true>(p, place.tokens, kTokens);
+  if (!tokens.count) return;
+  const int64_t first_row = place.rows * kRows, expert = tokens.expert < 0 ? 0 : tokens.expert;
   const int64_t rows = ceil_div(p.n, 16) * 16, pitch = weight::pitch_of(p);
   const int columns = static_cast<int>(p.k);
-  const Share units = share(ceil_div(p.k, kColumns), blockIdx.y, args.split);
+  // None of tokens that are no expert's.
+  const Share units = share(tokens.expert < 0 ? 0 : ceil_div(p.k, kColumns), blockIdx.y, args.split);
   const int begin = static_cast<int>(kColumns * units.begin), end = static_cast<int>(kColumns * units.end);
-  const int tokens = static_cast<int>(p.m - first_token < kTokens ? p.m - first_token : kTokens);
   char* const shared = ptx::shared_memory();
 
   // ---- copies of a stage, `k` its first column: what lies beyond m and k is 0, rows beyond n are some row's
   const int sixteen = static_cast<int>(threadIdx.x % 8), x_row = static_cast<int>(threadIdx.x / 8);
   const int x_left = 2 * columns - 16 * sixteen, x_to = x_row * kXBytes + 16 * (sixteen ^ x_row % 2);
-  const char* const x = static_cast<const char*>(p.x.data) + 2 * (first_token + x_row) * p.x.stride + 16 * sixteen;
+  const char* const x = static_cast<const char*>(p.x.data) + 2 * (tokens.first + x_row) * p.x.stride + 16 * sixteen;
   const int quarter = static_cast<int>(threadIdx.x % 4), w_row = static_cast<int>(threadIdx.x / 4);
   const int w_left = static_cast<int>(pitch) - 16 * quarter, w_to = kWeights + w_row * kWeightBytes + 16 * quarter;
   const uint8_t* w[2];  // of two rows
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int64_t row = first_row + w_row + 64 * i;
-    w[i] = p.w.stream + (row < rows ? row : rows - 1) * pitch + 16 * quarter;
+    w[i] = p.w.stream + (expert * rows + (row < rows ? row : rows - 1)) * pitch + 16 * quarter;
   }
   auto copy = [&](char* stage, int k) {
     const int left = x_left - 2 * k, bytes = left <= 0 ? 0 : left < 16 ? left : 16;
 #pragma unroll
     for (int i = 0; i < kTokens / 32; ++i) {
-      const bool real = x_row + 32 * i < tokens && bytes;
+      const bool real = x_row + 32 * i < tokens.count && bytes;
       ptx::copy_async(stage + x_to + 32 * i * kXBytes, real ? x + 2 * (32 * i * p.x.stride + k) : p.x.data,
                       real ? bytes : 0);
     }
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first_row + (warp_n * kTiles + r) * 16 + lane / 4 + 8 * half;
-      const float scale = row < rows ? load_float(p.w.scales.scale, p.w.scales.dtype, row) : 0;
+      const float scale = row < rows ? load_float(p.w.scales.scale, p.w.scales.dtype, expert * rows + row) : 0;
 #pragma unroll
       for (int j = 0; j < kEights; ++j)
 #pragma unroll
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 2 : 1) multiply(cons
     }
   ptx::wait_for_groups<0>();
   __syncthreads();
-  store_sums(p, args.partial, sum, shared, first_row, first_token, tokens);
+  store_sums(p, args.partial, sum, shared, first_row, tokens);
 }
 
 template <bool kFp8>
@@ -130,7 +132,7 @@ void run(const WeightMmWide& call, CudaStream stream) {
   const Args args{.p = mm,
                   .split = plan.split,
                   .row_blocks = static_cast<uint32_t>(row_blocks(p.n)),
-                  .token_blocks = static_cast<uint32_t>(token_blocks(plan, mm.m)),
+                  .token_blocks = static_cast<uint32_t>(token_blocks_of(mm, plan.tokens)),
                   .partial = slabs > 1 ? call.workspace : nullptr};
   const dim3 grid(args.row_blocks * args.token_blocks, static_cast<unsigned>(plan.split));
   const Launch how{grid, kThreads, shared_bytes(plan.tokens), stream, 0};

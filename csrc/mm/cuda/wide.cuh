@@ -6,25 +6,11 @@
 namespace aoq::wide {
 namespace {
 
-struct alignas(16) FourFloats {
-  float value[4];
-};
-struct alignas(8) FourHalves {
-  uint16_t value[4];
-};
-__device__ inline FourHalves halves(const float (&value)[4], Dtype dtype) {
-  FourHalves four;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    four.value[i] = static_cast<uint16_t>(dtype == Dtype::bf16 ? float_to_bf16(value[i]) : ptx::f32_to_f16(value[i]));
-  return four;
-}
-
 // The sums of a block's fragments to out, or to slab blockIdx.y of `partial`: through its shared memory, which all
 // threads have left, so that rows are stored whole.
 template <int kTiles, int kEights>
 __device__ void store_sums(const PackedMm& p, float* partial, const float (&total)[kTiles][kEights][4], char* shared,
-                           int64_t first_row, int64_t first_token, int tokens) {
+                           int64_t first_row, const Tokens& tokens) {
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int warp_n = warp % kWarpsN, warp_m = warp / kWarpsN;
   float* const sums = reinterpret_cast<float*>(shared);
@@ -42,8 +28,8 @@ __device__ void store_sums(const PackedMm& p, float* partial, const float (&tota
   const int64_t n = first_row + 4 * lane;
   const bool whole =
       p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.out.data) % 8 == 0 && (partial || p.out.dtype != Dtype::f32);
-  for (int token = warp; token < tokens; token += kWarps) {
-    const int64_t m = first_token + token;
+  for (int token = warp; token < tokens.count; token += kWarps) {
+    const int64_t m = tokens.first + token;
     float value[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) value[i] = sums[token * kSumPitch + 4 * lane + i];
@@ -52,14 +38,16 @@ __device__ void store_sums(const PackedMm& p, float* partial, const float (&tota
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (!whole && n + i < p.n) slab[n + i] = value[i];
-      if (whole && n < p.n) *reinterpret_cast<FourFloats*>(slab + n) = {{value[0], value[1], value[2], value[3]}};
+      if (whole && n < p.n)
+        ptx::store_words(slab + n, ptx::U32x4{{float_to_bits(value[0]), float_to_bits(value[1]),
+                                               float_to_bits(value[2]), float_to_bits(value[3])}});
       continue;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      if (n + i < p.n) value[i] = finished(p, m, n + i, value[i]);
+      if (n + i < p.n) value[i] = finished(p, m, n + i, value[i], tokens.expert);
     if (whole && n < p.n) {
-      *reinterpret_cast<FourHalves*>(static_cast<uint16_t*>(p.out.data) + m * p.n + n) = halves(value, p.out.dtype);
+      ptx::store_words(static_cast<uint16_t*>(p.out.data) + m * p.n + n, halves(value, p.out.dtype));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i)

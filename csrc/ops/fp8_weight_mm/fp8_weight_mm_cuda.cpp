@@ -1,29 +1,17 @@
-#include "ops/fp8_weight_mm/fp8_weight_mm_cuda.h"
-
 #include <torch/csrc/stable/library.h>
 
-#include "mm/cuda/weight_mm_entry.h"
+#include "mm/cuda/mm_cuda.h"
 #include "rows/quantize_rows_entry.h"
 
 namespace aoq {
 namespace {
 
-constexpr const char* kOp = "fp8_weight_mm";
-
-#define AOQ_KERNEL(sm, function) {Sm::sm, #function, function},
-constexpr CudaKernel<WeightMmSkinnyKernel> kSkinny[] = {
-#include "ops/fp8_weight_mm/kernels_cuda.inc"
-};
-constexpr CudaKernel<WeightMmWideKernel> kWide[] = {
-#include "ops/fp8_weight_mm/kernels_wide_cuda.inc"
-};
-#undef AOQ_KERNEL
-const bool kRegistered = register_cuda_op(kOp, kSkinny, kWide);
-
 Tensor fp8_weight_mm_cuda(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
                           int64_t n, std::optional<ScalarType> w_dtype, int64_t config) {
-  const Codes codes = codes_of(w_dtype.value_or(ScalarType::Float8_e4m3fn), false, kOp, "w_dtype");
-  return weight_mm(kOp, kSkinny, kWide, {x, packed, scale, {}, {}, bias}, n, codes, config);
+  constexpr const char* op = "fp8_weight_mm";
+  const Codes codes = codes_of(w_dtype.value_or(ScalarType::Float8_e4m3fn), false, op, "w_dtype");
+  const FormatId format = codes == Codes::e5m2 ? FormatId::fp8_e5m2 : FormatId::fp8_e4m3;
+  return mm_on_cuda(op, format, {}, {x, packed, scale, {}, {}, bias}, n, {}, config);
 }
 
 }  // namespace

@@ -1,3 +1,3 @@
-#include "mm/cuda/nibble_mm_entry.h"
+#include "mm/cuda/mm_op.h"
 
-AOQ_NIBBLE_MM_OP(int8_int4_mm, Int4, true)
+AOQ_MM_CUDA_OP(int8_int4_mm, int4, Int4, int8)

@@ -24,7 +24,14 @@ Tensor mm_any(const Tensor& x, const std::vector<Tensor>& parts, const std::opti
     return mm(mm_entry::kOp, *id, as, w.operands(rows, b), n, group_size, config);
   };
   const bool takes_int8 = info.op[static_cast<int>(XAs::int8)] != nullptr;
-  return mm_entry::run(x, parts, bias, n, format, info.grouped, takes_int8, x_as, group_size, offsets, one);
+  const auto grouped = [&](bool int8, const Tensor& rows, const mm_entry::Weight& w, const std::optional<Tensor>& b,
+                           const Tensor& ends) {
+    const auto expert = [&](const Tensor& some, const mm_entry::Weight& its, const std::optional<Tensor>& its_bias) {
+      return one(int8, some, its, its_bias);
+    };
+    return mm_entry::one_by_one(rows, w, b, n, ends, expert);
+  };
+  return mm_entry::run(x, parts, bias, format, info.grouped, takes_int8, x_as, group_size, offsets, one, grouped);
 }
 
 }  // namespace

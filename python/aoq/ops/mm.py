@@ -40,7 +40,7 @@ def mm(
 
     Args:
         x: [..., k] bf16, fp16 or fp32, any strides; zero rows are fine. With `offsets` [m, k].
-        packed: the codes as the CPU's kernels read them: from `intx_pack`, `int4_pack` or `int8_pack`.
+        packed: the codes as the device's kernels read them: from `intx_pack`, `int4_pack` or `int8_pack`.
         scale: [ceil(n / 16), G, 16] from `tile_scale`, G = ceil(k / group_size), or 1 where a row has one scale.
         zero_point: like `scale`, or None for the middle code; only where k comes in groups.
         w_sum: fp32 [n], the sum over k of the dequantized weight, to quantize `x` asymmetrically; only as "int8".
@@ -50,7 +50,8 @@ def mm(
         x_as: "given", or "int8" to quantize each row of `x` as `int8_quantize` does.
         group_size: columns that share a scale, where the format has groups; else None.
         offsets: int32 or int64 [experts], ascending: parts have one more dimension, of experts, and expert e multiplies
-            rows offsets[e - 1] to offsets[e] of `x`; rows after the last offset become 0.
+            rows offsets[e - 1] to offsets[e] of `x`; rows after the last offset become 0. On CUDA nothing waits for the
+            device to look at them: an offset that descends is taken for the largest before it, one beyond m for m.
 
     Returns:
         [..., n] in the dtype of `x`.

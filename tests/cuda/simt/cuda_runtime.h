@@ -65,7 +65,10 @@ inline size_t allowed_bytes(const void* kernel) {
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
   if (bytes > SIMT_SHARED_BYTES) throw std::runtime_error("more shared memory than a block may have");
-  simt::allowed[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(bytes);
+  const auto [found, first] = simt::allowed.emplace(reinterpret_cast<const void*>(kernel), bytes);
+  // Between this and the launch another thread may set what its own plan takes.
+  if (!first && found->second != static_cast<size_t>(bytes))
+    throw std::runtime_error("a kernel's limit of shared memory that is not the same in each call");
   return cudaSuccess;
 }
 struct cudaLaunchConfig_t {

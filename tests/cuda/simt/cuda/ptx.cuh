@@ -42,6 +42,11 @@ uint32_t load_ahead(const void* data) {
 
 inline U32x4 load_sixteen(const void* data) { return load_global<U32x4>(data); }
 template <int kCount>
+void store_words(void* to, const Words<kCount>& v) {
+  simt::expect(reinterpret_cast<uintptr_t>(to) % sizeof(v) == 0, "a store that is not aligned");
+  std::memcpy(to, &v, sizeof(v));
+}
+template <int kCount>
 Words<kCount> load_shared(const void* data) {
   return load<Words<kCount>>(data);
 }
@@ -187,14 +192,24 @@ inline void fetch(const void* data, int bytes, uint64_t) {
 }
 inline void fetch_line(const void* data) { load<char>(data); }
 inline void start_kernel_after() {}
-inline void cluster_barrier() { simt::cluster_barrier(); }
-inline float load_cluster(const float* shared, uint32_t rank) {
+inline void cluster_barrier() {
+  simt::expect(simt::cluster->blocks.size() > 1, "a cluster's barrier, which takes a microsecond, for a block alone");
+  simt::cluster_barrier();
+}
+inline void end_of_cluster() { cluster_barrier(); }
+template <class T>
+T load_of_block(const float* shared, uint32_t rank) {
   simt::expect(simt::cluster->barriers, "a read of a block that may not have begun");
   bool lives = false;
   for (const simt::Fiber& thread : simt::cluster->blocks.at(rank).fibers) lives = lives || !thread.done;
   simt::expect(lives, "a read of a block that has ended");
   const auto offset = reinterpret_cast<const char*>(shared) - simt::block->shared();
-  return load<float>(simt::cluster->blocks.at(rank).shared() + offset);
+  return load<T>(simt::cluster->blocks.at(rank).shared() + offset);
+}
+inline float load_cluster(const float* shared, uint32_t rank) { return load_of_block<float>(shared, rank); }
+inline U32x4 load_cluster_four(const float* shared, uint32_t rank) {
+  simt::expect(reinterpret_cast<uintptr_t>(shared) % 16 == 0, "sixteen bytes that are not aligned");
+  return load_of_block<U32x4>(shared, rank);
 }
 
 }  // namespace
