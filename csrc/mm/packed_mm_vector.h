@@ -185,6 +185,7 @@ class VectorMm {
   using Weight = typename Engine::Weight;
   using X = typename Engine::X;
   static constexpr int kLanes = Engine::kLanes, kStep = Engine::kStep, kTileRows = Engine::kTileRows;
+  static constexpr int kVectors = 2;                                           // of a panel
   static constexpr int kSteps = Engine::kUnitK / kStep;                       // of a unit
   static constexpr int64_t kFoldUnits = PartOf<Engine>::kFoldSteps / kSteps;  // whose products a Part holds, or 0: all
   static constexpr int kFusedTile = Engine::kFusedTile;  // rows of a tile where decoding takes registers too
@@ -264,7 +265,7 @@ class VectorMm {
                     units_ * (piece + 1) / pieces,
                     sums.get()};
           for (pass.tiles = last - pass.tile; pass.turn < pass.tiles; ++pass.tile, ++pass.turn)
-            2 * panel + 1 < vectors_ ? fused_rows<2>(pass) : fused_rows<1>(pass);
+            fused_rows(pass);
         }
     };
     auto columns = [&](int64_t begin, int64_t end) {
@@ -333,6 +334,10 @@ class VectorMm {
     return words;
   }
 
+  // Vector v of a panel. Where the last panel has one alone, it is computed twice: code for a half of a panel would take
+  // as long to compile again.
+  int64_t vector_of(int64_t panel, int v) const { return 2 * panel + v < vectors_ ? 2 * panel + v : vectors_ - 1; }
+
   const uint8_t* codes(int64_t vector) const {
     constexpr int64_t kPerBlock = aoq::kUnitN / kLanes;
     return p_.w.stream + vector / kPerBlock * block_bytes_ + vector % kPerBlock * (kLanes * 4);
@@ -379,10 +384,9 @@ class VectorMm {
     float* sums;
   };
 
-  template <int kVectors>
   void fused_rows(const Pass& pass) const {
     const int64_t row = first_row(pass.tile), rows = first_row(pass.tile + 1) - row;
-    AOQ_FOR_ROWS((fused<kVectors, kRows>(pass, row)));
+    AOQ_FOR_ROWS((fused<kRows>(pass, row)));
   }
 
   static Part zero_part() {
@@ -393,7 +397,7 @@ class VectorMm {
   }
 
   // Products of a unit, in kChains sums in turn.
-  template <int kVectors, int kRows, int kChains>
+  template <int kRows, int kChains>
   [[gnu::always_inline]] void add_unit(const Raw (&raw)[kVectors], const X* x,
                                        Part (&part)[kChains][kRows][kVectors]) const {
 #pragma GCC unroll 32
@@ -411,7 +415,6 @@ class VectorMm {
 
   // The same of one row, two steps at a time, which are added up before the one sum takes them: it waits for a single
   // addition a unit, and no registers go to more sums.
-  template <int kVectors>
   [[gnu::always_inline]] void add_unit_by_pairs(const Raw (&raw)[kVectors], const X* x,
                                                 Part (&part)[1][1][kVectors]) const {
     Part unit[kVectors];
@@ -427,121 +430,154 @@ class VectorMm {
     for (int v = 0; v < kVectors; ++v) part[0][0][v] = Engine::add(part[0][0][v], unit[v]);
   }
 
-  template <int kVectors, int kRows>
+  // Where the codes lie that a pass fetches. The only tile of a panel fetches what it reads itself some units from now;
+  // of several each fetches a share of the next panel into L2, a unit every so many of its own.
+  struct Ahead {
+    static constexpr int kLines = kLanes * 4 < 64 ? 1 : kVectors;  // halves of a line are fetched together
+    const uint8_t* own[kLines];
+    const uint8_t* next;
+    int64_t next_vector, turn;
+  };
+
+  Ahead ahead_of_pass(const Pass& pass) const {
+    const int64_t share = (pass.end - pass.begin) * pass.turn / pass.tiles;
+    return {{}, codes(2 * pass.next) + (pass.begin + share) * kUnitBytes, codes(1) - codes(0), pass.tiles};
+  }
+
+  // What goes with a unit.
+  [[gnu::always_inline]] void fetch(const Pass& pass, Ahead& ahead) const {
+    if (pass.tiles == 1) {
+#pragma GCC unroll 2
+      for (int i = 0; i < Ahead::kLines; ++i, ahead.own[i - 1] += kUnitBytes)
+#pragma GCC unroll 4
+        for (int64_t line = 0; line < kUnitBytes; line += 64) prefetch(ahead.own[i] + line);
+    } else if (--ahead.turn == 0) {
+      ahead.turn = pass.tiles;
+#pragma GCC unroll 4
+      for (int64_t line = 0; line < kUnitBytes; line += 64) {
+        prefetch_far(ahead.next + line);
+        prefetch_far(ahead.next + line + ahead.next_vector);
+      }
+      ahead.next += kUnitBytes;
+    }
+  }
+
+  // Sums of a group, or of a piece of one, before its products: zeros, or what the sum of x says.
+  template <int kRows>
+  [[gnu::always_inline]] void start_sums(int64_t row, int64_t group, bool starts, Sum (&sum)[kRows][kVectors]) const {
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Engine::zero();
+    if (!starts) return;
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const Sum first = start(row + r, group);
+#pragma GCC unroll 12
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = first;
+    }
+  }
+
+  // Products of units [unit, end): into the sums themselves, or into parts that the sums take in before they overflow.
+  template <int kRows>
+  [[gnu::always_inline]] void add_units(const Pass& pass, const uint8_t* const (&stream)[kVectors], int64_t& unit,
+                                        int64_t end, const X*& x, Ahead& ahead, Sum (&sum)[kRows][kVectors]) const {
+    constexpr int kChains = kRows == 1 && Engine::kPairs ? 1 : Engine::chains(kRows, kVectors);
+    while (unit < end) {
+      const int64_t fold = kFoldUnits && end - unit > kFoldUnits ? unit + kFoldUnits : end;
+      Part part[kChains][kRows][kVectors];
+#pragma GCC unroll 12
+      for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 12
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
+          for (int v = 0; v < kVectors; ++v) {
+            part[c][r][v] = zero_part();
+            if constexpr (kFoldUnits == 0)
+              if (c == 0) part[c][r][v] = sum[r][v];
+          }
+      for (; unit < fold; ++unit, x += kSteps * kRows) {
+        Raw raw[kVectors];
+#pragma GCC unroll 12
+        for (int v = 0; v < kVectors; ++v) raw[v] = Engine::load_raw(stream[v], unit);
+        fetch(pass, ahead);
+        if constexpr (kRows == 1 && Engine::kPairs)
+          add_unit_by_pairs(raw, x, part);
+        else
+          add_unit<kRows, kChains>(raw, x, part);
+      }
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 12
+        for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 12
+          for (int c = 1; c < kChains; ++c) part[0][r][v] = Engine::add(part[0][r][v], part[c][r][v]);
+          if constexpr (kFoldUnits == 0)
+            sum[r][v] = part[0][r][v];
+          else
+            sum[r][v] = Engine::fold(sum[r][v], part[0][r][v]);
+        }
+    }
+  }
+
+  // A group's sums of products into those of a row; `shifted`: with what its sum of x brings.
+  template <int kRows>
+  [[gnu::always_inline]] void scale_sums(int64_t panel, int64_t row, int64_t group, bool shifted,
+                                         const Sum (&sum)[kRows][kVectors], Vec (&total)[kRows][kVectors]) const {
+#pragma GCC unroll 12
+    for (int v = 0; v < kVectors; ++v) {
+      const GroupScale<Engine> w(p_, groups_, vector_of(panel, v), group, shifted_);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        total[r][v] = Engine::fma(Engine::to_float(sum[r][v]), w.scale, total[r][v]);
+        if (shifted)
+          total[r][v] = Engine::fma(Engine::set(sums_.get()[(row + r) * groups_ + group]), w.shift, total[r][v]);
+      }
+    }
+  }
+
+  template <int kRows>
   void fused(const Pass& pass, int64_t row) const {
     const int64_t panel = pass.panel;
-    constexpr int kLineVectors = kLanes * 4 < 64 ? 1 : kVectors;  // halves of a line are fetched together
-    constexpr int kChains = kRows == 1 && Engine::kPairs ? 1 : Engine::chains(kRows, kVectors);
     const uint8_t* stream[kVectors];
+    for (int v = 0; v < kVectors; ++v) stream[v] = codes(vector_of(panel, v));
+    float* const sums = pass.sums + (panel * p_.m + row) * kVectors * kLanes;  // of earlier pieces of k
     Vec total[kRows][kVectors];
-    for (int v = 0; v < kVectors; ++v) stream[v] = codes(2 * panel + v);
-    float* const sums = pass.sums + (panel * p_.m + row) * 2 * kLanes;  // of earlier pieces of k
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v)
-        total[r][v] = pass.begin ? Engine::load_f32(sums + (r * 2 + v) * kLanes) : Engine::set(0);
+        total[r][v] = pass.begin ? Engine::load_f32(sums + (r * kVectors + v) * kLanes) : Engine::set(0);
     const X* x = x_.get() + row * steps_ + pass.begin * kSteps * kRows;
-    // Of several tiles each fetches a share of the next panel into L2, a unit every so many of its own.
-    const int64_t share = (pass.end - pass.begin) * pass.turn / pass.tiles;
-    const uint8_t* next = codes(2 * pass.next) + (pass.begin + share) * kUnitBytes;
-    const int64_t next_vector = codes(1) - codes(0);
-    int64_t turn = pass.tiles;
+    Ahead ahead = ahead_of_pass(pass);
     for (int64_t group = pass.begin * Engine::kUnitK / p_.group, unit = pass.begin; unit < pass.end;) {
       // A piece of a group: 16384 products of 8 bits each fit an int32 sum.
       constexpr int64_t kPiece = 16384 / Engine::kUnitK;
       const int64_t stop = unit_end(group) < pass.end ? unit_end(group) : pass.end;
       const int64_t end = stop - unit < kPiece ? stop : unit + kPiece;
       const bool whole = end == unit_end(group);
+#pragma GCC unroll 2
+      for (int i = 0; i < Ahead::kLines; ++i) ahead.own[i] = ahead_of(2 * panel + i, unit);
       Sum sum[kRows][kVectors];
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 12
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = Engine::zero();
-      if (starts_ && whole) {
-#pragma GCC unroll 12
-        for (int r = 0; r < kRows; ++r) {
-          const Sum first = start(row + r, group);
-#pragma GCC unroll 12
-          for (int v = 0; v < kVectors; ++v) sum[r][v] = first;
-        }
-      }
-      const uint8_t* ahead[kLineVectors];
-#pragma GCC unroll 2
-      for (int i = 0; i < kLineVectors; ++i) ahead[i] = ahead_of(2 * panel + i, unit);
-      while (unit < end) {
-        const int64_t fold = kFoldUnits && end - unit > kFoldUnits ? unit + kFoldUnits : end;
-        Part part[kChains][kRows][kVectors];
-#pragma GCC unroll 12
-        for (int c = 0; c < kChains; ++c)
-#pragma GCC unroll 12
-          for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 12
-            for (int v = 0; v < kVectors; ++v) {
-              part[c][r][v] = zero_part();
-              if constexpr (kFoldUnits == 0)
-                if (c == 0) part[c][r][v] = sum[r][v];
-            }
-        for (; unit < fold; ++unit, x += kSteps * kRows) {
-          Raw raw[kVectors];
-#pragma GCC unroll 12
-          for (int v = 0; v < kVectors; ++v) raw[v] = Engine::load_raw(stream[v], unit);
-          if (pass.tiles == 1) {
-#pragma GCC unroll 2
-            for (int i = 0; i < kLineVectors; ++i, ahead[i - 1] += kUnitBytes)
-#pragma GCC unroll 4
-              for (int64_t line = 0; line < kUnitBytes; line += 64) prefetch(ahead[i] + line);
-          } else if (--turn == 0) {
-            turn = pass.tiles;
-#pragma GCC unroll 4
-            for (int64_t line = 0; line < kUnitBytes; line += 64) {
-              prefetch_far(next + line);
-              prefetch_far(next + line + next_vector);
-            }
-            next += kUnitBytes;
-          }
-          if constexpr (kRows == 1 && Engine::kPairs)
-            add_unit_by_pairs<kVectors>(raw, x, part);
-          else
-            add_unit<kVectors, kRows>(raw, x, part);
-        }
-#pragma GCC unroll 12
-        for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 12
-          for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 12
-            for (int c = 1; c < kChains; ++c) part[0][r][v] = Engine::add(part[0][r][v], part[c][r][v]);
-            if constexpr (kFoldUnits == 0)
-              sum[r][v] = part[0][r][v];
-            else
-              sum[r][v] = Engine::fold(sum[r][v], part[0][r][v]);
-          }
-      }
-#pragma GCC unroll 12
-      for (int v = 0; v < kVectors; ++v) {
-        const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group, shifted_);
-#pragma GCC unroll 12
-        for (int r = 0; r < kRows; ++r) {
-          total[r][v] = Engine::fma(Engine::to_float(sum[r][v]), w.scale, total[r][v]);
-          if (shifted_ && whole)
-            total[r][v] = Engine::fma(Engine::set(sums_.get()[(row + r) * groups_ + group]), w.shift, total[r][v]);
-        }
-      }
+      start_sums<kRows>(row, group, starts_ && whole, sum);
+      add_units<kRows>(pass, stream, unit, end, x, ahead, sum);
+      scale_sums<kRows>(panel, row, group, shifted_ && whole, sum, total);
       group += whole;
     }
     if (pass.end < units_) {
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 12
-        for (int v = 0; v < kVectors; ++v) Engine::store_f32(sums + (r * 2 + v) * kLanes, total[r][v]);
+        for (int v = 0; v < kVectors; ++v) Engine::store_f32(sums + (r * kVectors + v) * kLanes, total[r][v]);
       return;
     }
 #pragma GCC unroll 12
-    for (int v = 0; v < kVectors; ++v) {
-      const OutColumns<Engine> out(p_, x_scale(), 2 * panel + v);
+    for (int v = 0; v < kVectors; ++v)
+      if (2 * panel + v < vectors_) {
+        const OutColumns<Engine> out(p_, x_scale(), 2 * panel + v);
 #pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) out.store(row + r, total[r][v]);
-    }
+        for (int r = 0; r < kRows; ++r) out.store(row + r, total[r][v]);
+      }
   }
 
   // Tiles [first, last) of x; `next` is the first one of the block after it.
@@ -571,8 +607,7 @@ class VectorMm {
       for (; of_k.turn < of_k.turns; ++of_k.turn) {
         const int64_t panel = begin + of_k.turn;
         float* const at = sums + of_k.turn * panel_sums;
-        2 * panel + 1 < vectors_ ? accumulate<2>(panel, block, of_k, memory, at)
-                                 : accumulate<1>(panel, block, of_k, memory, at);
+        accumulate(panel, block, of_k, memory, at);
       }
     }
     for (int64_t panel = begin; panel < end; ++panel)
@@ -588,7 +623,6 @@ class VectorMm {
   }
 
   // Adds a piece of k to the sums of a panel.
-  template <int kVectors>
   void accumulate(int64_t panel, const Block& block, const Piece& piece, float* weights, float* sums) const {
     const int64_t first = block.first, last = block.last, begin = piece.begin, end = piece.end;
     const bool moves = piece.next_tile != first || piece.next_begin != begin;
@@ -599,9 +633,9 @@ class VectorMm {
       GroupScale<Engine> scale[kVectors];
       if constexpr (Engine::kInt8) {
         chunk_end = chunk_end < unit_end(group) ? chunk_end : unit_end(group);
-        for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, 2 * panel + v, group, shifted_);
+        for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, vector_of(panel, v), group, shifted_);
       }
-      decode_chunk<kVectors>(panel, unit, chunk_end, weights);
+      decode_chunk(panel, unit, chunk_end, weights);
       // While this chunk is multiplied the next one comes into L2, a share with each tile.
       const bool turn = chunk_end == end;
       const uint8_t* next = codes(2 * panel + (turn ? 2 : 0)) + (turn ? begin : chunk_end) * kUnitBytes;
@@ -620,9 +654,9 @@ class VectorMm {
         if constexpr (Engine::kInt8) {
           // The sum of x over a group counts once.
           const int64_t sum_row = whole_group ? row : -1;
-          AOQ_FOR_ROWS((scale_tile<kVectors, kRows>(x, weights, steps, tile_sums, scale, sum_row, group)));
+          AOQ_FOR_ROWS((scale_tile<kRows>(x, weights, steps, tile_sums, scale, sum_row, group)));
         } else {
-          AOQ_FOR_ROWS((add_tile<kVectors, kRows>(x, weights, steps, tile_sums)));
+          AOQ_FOR_ROWS((add_tile<kRows>(x, weights, steps, tile_sums)));
         }
       }
       unit = chunk_end;
@@ -643,14 +677,13 @@ class VectorMm {
       prefetch_far(x + i);
   }
 
-  template <int kVectors>
   void decode_chunk(int64_t panel, int64_t unit, int64_t chunk_end, float* weights) const {
     for (int v = 0; v < kVectors; ++v) {
-      const uint8_t* stream = codes(2 * panel + v);
+      const uint8_t* stream = codes(vector_of(panel, v));
       float* out = weights + v * kLanes;
       for (int64_t u = unit, group = unit * Engine::kUnitK / p_.group; u < chunk_end; ++group) {
         const int64_t last = unit_end(group) < chunk_end ? unit_end(group) : chunk_end;
-        const GroupScale<Engine> w(p_, groups_, 2 * panel + v, group);
+        const GroupScale<Engine> w(p_, groups_, vector_of(panel, v), group);
         for (; u < last; ++u) {
           const Raw raw = Engine::load_raw(stream, u);
 #pragma GCC unroll 32
@@ -664,7 +697,7 @@ class VectorMm {
     }
   }
 
-  template <int kVectors, int kRows>
+  template <int kRows>
   void add_products(Sum (&sum)[kRows][kVectors], const X* x, const float* weights, int64_t steps) const {
     for (int64_t step = 0; step < steps; ++step, x += kRows, weights += kVectors * kLanes) {
       Weight weight[kVectors];
@@ -676,20 +709,20 @@ class VectorMm {
   }
 
   // Not inlined, here and below: of the registers that a tile's sums leave free, none go to what is around the loop.
-  template <int kVectors, int kRows>
+  template <int kRows>
   [[gnu::noinline]] void add_tile(const X* x, const float* weights, int64_t steps, float* sums) const {
     Sum sum[kRows][kVectors];
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVectors; ++v) sum[r][v] = Engine::load_f32(sums + (r * 2 + v) * kLanes);
-    add_products<kVectors, kRows>(sum, x, weights, steps);
+    add_products<kRows>(sum, x, weights, steps);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVectors; ++v) Engine::store_f32(sums + (r * 2 + v) * kLanes, sum[r][v]);
   }
 
   // sum_row: the tile's first row, or -1 where sums of x do not count.
-  template <int kVectors, int kRows>
+  template <int kRows>
   [[gnu::noinline]] void scale_tile(const X* x, const float* weights, int64_t steps, float* sums,
                                     const GroupScale<Engine>* scale, int64_t sum_row, int64_t group) const {
     Sum sum[kRows][kVectors];
@@ -700,7 +733,7 @@ class VectorMm {
       for (auto& of_row : sum)
         for (Sum& value : of_row) value = Engine::zero();
     }
-    add_products<kVectors, kRows>(sum, x, weights, steps);
+    add_products<kRows>(sum, x, weights, steps);
     const float* x_sums = shifted_ && sum_row >= 0 ? sums_.get() + sum_row * groups_ + group : nullptr;
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
