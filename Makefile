@@ -87,11 +87,12 @@ build/.emulated: build/.installed
 	$(call emulated,wheel,emulated)
 	touch $@
 
-# Of vector kernels those that this machine runs.
+# Of vector kernels those that this machine runs, and of tiles of rows few sizes.
 build/.sanitized: build/.installed
 	$(BIN)/cmake -S . -B build/cmake-sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=Release \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DAOQ_CUDA=OFF -DAOQ_SANITIZE=address,undefined \
-	  -DAOQ_MM_ISAS="$$($(BIN)/python -c 'from aoq import _C; print(*_C.isas(), sep=";")');amx"
+	  -DAOQ_MM_ISAS="$$($(BIN)/python -c 'from aoq import _C; print(*_C.isas(), sep=";")');amx" \
+	  -DAOQ_FEW_ROWS=$(if $(FULL),OFF,ON)
 	$(call emulated,sanitized,sanitized)
 	touch $@
 
@@ -169,9 +170,10 @@ sanitize: build/.test-tools build/.sanitized
 	$(BIN)/$(pytest) $(call parallel,worksteal) -p no:cacheprovider tests/ops
 	$(BIN)/python tests/fuzz/fuzz_ops.py --calls $(FUZZ_CALLS) --seed $(FUZZ_SEED)
 
-# Calls of every op, well-formed and damaged, against guard pages, from a seed that is printed: every day another one.
+# Calls of every op, well-formed and damaged, against guard pages, from a seed that is printed: at night of the day, else
+# the same, so that a change is judged by what it changed.
 FUZZ_CALLS ?= $(if $(FULL),1000000,100000)
-FUZZ_SEED  ?= $(shell date +%Y%m%d)00000
+FUZZ_SEED  ?= $(if $(FULL),$(shell date +%Y%m%d)00000,0)
 
 # On a machine with a CUDA device and a torch for it: its tests and figures, in under ten minutes; GPU_ARGS="--only tests"
 # chooses a stage. GPU_PYTHON has that torch. Takes the wheel that `make wheel` makes, on any machine with nvcc, or builds this checkout.

@@ -7,6 +7,7 @@
 //   kMid       affine formats: the code that stands for 0 where no zero point is stored
 //   kGrouped   whether k comes in groups with a scale each; else a row has one scale, for its whole sum
 //   kFp8       whether codes are floats of 8 bits: then Fp8 says which (formats/fp8_code.h), and kMid is 0
+//   kTable     whether codes, of up to 6 bits, stand for a table of values: then kMid is 0
 //   value(c)   what packed code c stands for, before scales: c itself for affine formats, (value(c) - zero) * scale
 //
 // Plain, what a checkpoint holds, is one rule for all: code k of a row is the bits [k * kBits, (k + 1) * kBits) of the
@@ -151,12 +152,27 @@ static_assert(planes_are_consistent<1>() && planes_are_consistent<2>() && planes
 template <int kBits_>
 struct Affine {
   static constexpr int kBits = kBits_, kFlip = 0, kMid = 1 << (kBits_ - 1);
-  static constexpr bool kGrouped = true, kFp8 = false;
+  static constexpr bool kGrouped = true, kFp8 = false, kTable = false;
   static constexpr float value(int code) { return static_cast<float>(code); }
 };
 
-// What all codes stand for once kMid is taken off, and their bf16 bits where those are exact: look-up tables, of at
-// least sixteen.
+// Floats of a sign, kExponent bits and kMantissa bits, without infinities and NaN: fp4, fp5 and fp6.
+template <int kExponent_, int kMantissa_>
+struct SmallFloat {
+  static constexpr int kExponent = kExponent_, kMantissa = kMantissa_, kBits = 1 + kExponent + kMantissa;
+  static constexpr int kBias = (1 << (kExponent - 1)) - 1, kFlip = 0, kMid = 0;
+  static constexpr bool kGrouped = true, kFp8 = false, kTable = true;
+  static constexpr float value(int code) {
+    const int exponent = code >> kMantissa & ((1 << kExponent) - 1), mantissa = code & ((1 << kMantissa) - 1);
+    float value = static_cast<float>(exponent ? mantissa + (1 << kMantissa) : mantissa);
+    for (int i = exponent ? exponent : 1; i < kBias + kMantissa; ++i) value /= 2;
+    for (int i = kBias + kMantissa; i < exponent; ++i) value *= 2;
+    return code >> (kBits - 1) ? -value : value;
+  }
+};
+
+// What all codes stand for once kMid is taken off, and their bf16 bits, exact but for tables of other values: look-up
+// tables, of at least sixteen.
 template <class Format>
 struct Values {
   static constexpr int kCount = 1 << (Format::kBits < 4 ? 4 : Format::kBits);
@@ -165,7 +181,9 @@ struct Values {
   constexpr Values() {
     for (int code = 0; code < (1 << Format::kBits); ++code) {
       f32[code] = Format::value(code) - Format::kMid;
-      bf16[code] = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, f32[code]) >> 16);
+      uint32_t bits = 0;  // nvcc stumbles over a const one
+      bits = __builtin_bit_cast(uint32_t, f32[code]);
+      bf16[code] = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to the nearest, where not exact
     }
   }
 };

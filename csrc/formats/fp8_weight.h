@@ -40,11 +40,11 @@ template <class Format>
 constexpr Fp8Table<Format> kFp8Table{};
 
 // A format of weights (formats/format.h).
-template <class Fp8_>
+template <class Fp8_, bool kGrouped_ = false>
 struct Fp8Weight {
   using Fp8 = Fp8_;
   static constexpr int kBits = 8, kFlip = kFp8SignFlip, kMid = 0;
-  static constexpr bool kGrouped = false, kFp8 = true;
+  static constexpr bool kGrouped = kGrouped_, kFp8 = true, kTable = false;
   static constexpr float value(int code) {
     const int byte = code ^ kFp8SignFlip;
     const uint32_t bits = static_cast<uint32_t>(fp8_to_bf16<Fp8>(byte & 0x7f)) << 16;

@@ -18,7 +18,7 @@ namespace {
 
 struct Int8 {
   static constexpr int kBits = 8, kFlip = 0x80, kMid = 128;
-  static constexpr bool kGrouped = false, kFp8 = false;
+  static constexpr bool kGrouped = false, kFp8 = false, kTable = false;
   static constexpr float value(int code) { return static_cast<float>(code); }
 };
 

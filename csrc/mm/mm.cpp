@@ -1,5 +1,7 @@
 #include "mm/mm.h"
 
+#include <cstdio>
+
 #include "mm/units.h"
 #include "mm_formats.h"  // all of formats/formats.inc
 
@@ -48,13 +50,22 @@ constexpr bool same(const char* a, const char* b) {
   return *a == *b;
 }
 
+// What the codes of a table stand for, or null.
+template <class Format>
+constexpr const float* values_of() {
+  if constexpr (Format::kTable)
+    return kValues<Format>.f32;
+  else
+    return nullptr;
+}
+
 template <class Format>
 constexpr FormatInfo info(const char* name, const char* op, const char* op_of_int8) {
   using P = Planes<Format::kBits>;
   return {name,          {op, same(op_of_int8, "none") ? nullptr : op_of_int8},
           Format::kBits, P::kUnitK,
           P::kUnitBytes, Format::kGrouped,
-          Format::kFp8};
+          Format::kFp8,  values_of<Format>()};
 }
 
 constexpr FormatInfo kFormats[] = {
@@ -144,9 +155,15 @@ std::string format_names() {
 
 std::map<std::string, std::string> format_texts() {
   std::map<std::string, std::string> texts;
-  for (const FormatInfo& info : kFormats)
-    texts[info.name] =
-        join(info.bits, " ", info.grouped, " ", info.fp8, " ", info.op[0], " ", info.op[1] ? info.op[1] : "none");
+  for (const FormatInfo& info : kFormats) {
+    std::string& text = texts[info.name];
+    text = join(info.bits, " ", info.grouped, " ", info.fp8, " ", info.op[0], " ", info.op[1] ? info.op[1] : "none");
+    for (int code = 0; info.values && code < 1 << info.bits; ++code) {
+      char value[32];  // hexadecimal: all of it
+      std::snprintf(value, sizeof(value), " %a", static_cast<double>(info.values[code]));
+      text += value;
+    }
+  }
   return texts;
 }
 

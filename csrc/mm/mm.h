@@ -24,12 +24,14 @@ struct FormatInfo {
   int bits;
   int64_t unit_k, unit_bytes;
   bool grouped, fp8;
+  const float* values;  // of a table: what each code stands for; or null
 };
 AOQ_API const FormatInfo& info_of(FormatId format);
 // The format with this name, or null.
 AOQ_API const FormatId* find_format(const std::string& name);
 AOQ_API std::string format_names();  // all of them, as errors list them
-// For _C: each format with "bits grouped fp8 op op_of_int8", in numbers and names; "none" where there is no op.
+// For _C: each format with "bits grouped fp8 op op_of_int8", in numbers and names; "none" where there is no op; then
+// what each code of a table stands for.
 AOQ_API std::map<std::string, std::string> format_texts();
 
 // For _C: there is an op `op`, which runs the kernels of this format.

@@ -15,7 +15,8 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
   using Raw = typename Of::Words;
   using Weight = __m256;
   using X = float;
-  static constexpr bool kInt8 = false, kScaleLast = !Format::kGrouped, kNibbles = Format::kBits <= 4;
+  static constexpr bool kInt8 = false, kScaleLast = !Format::kGrouped;
+  static constexpr bool kNibbles = Format::kBits <= 4 && !Format::kTable;
   static constexpr float kMid = Format::kMid, kOffset = kMid;  // codes are decoded around it
   static constexpr int kStep = 1, kTileRows = 6, kFusedTile = 4, kFusedRows = kFusedTile;
 
@@ -38,6 +39,8 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
         return fp8_value(byte);
       else
         return int8_value(byte);
+    } else if constexpr (Format::kTable) {
+      return table_value(Of::lanes(raw, k / 8, k % 8));
     } else if constexpr (Of::kUpper) {
       return value(Of::lanes(raw, k / 8, k % 8));
     } else {
@@ -61,6 +64,20 @@ struct FloatAvx2 : Avx2, Units<Int256, Format, kByWord> {
   static Weight decode_scaled(const Raw& raw, int k, Vec scale, Vec shift) { return fma(decode(raw, k), scale, shift); }
 
  private:
+  // A look-up of eight values for each eight codes, of which the upper bits of a code choose one: bit 3 as the sign of
+  // a lane, which is what a blend goes by, and so on.
+  static Weight table_value(__m256i code) { return table_value<Format::kBits>(code, 0); }
+  template <int kBits>
+  static Weight table_value(__m256i code, int first) {
+    if constexpr (kBits <= 3) {
+      return _mm256_permutevar8x32_ps(_mm256_load_ps(aoq::kValues<Format>.f32 + first), code);
+    } else {
+      const __m256 low = table_value<kBits - 1>(code, first);
+      const __m256 high = table_value<kBits - 1>(code, first + (1 << (kBits - 1)));
+      return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(code, 32 - kBits)));
+    }
+  }
+
   // Exact. Taken off once a group, as (16 + zero) times the sum of x, it would leave sums of zeros a rounding from
   // zero.
   static Weight around_mid(__m256i code) { return _mm256_sub_ps(_mm256_castsi256_ps(code), _mm256_set1_ps(16 + kMid)); }

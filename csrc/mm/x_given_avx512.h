@@ -36,6 +36,8 @@ struct FloatAvx512 : Avx512, Units<Int512, Format, kByWord> {
         return fp8_value(byte);
       else
         return int8_value(byte);
+    } else if constexpr (Of::kUpper && Format::kTable) {
+      return table_value(Of::lanes(raw, k / 8, k % 8));
     } else if constexpr (Of::kUpper) {
       return int8_value(Of::lanes(raw, k / 8, k % 8));
     } else {
@@ -47,6 +49,18 @@ struct FloatAvx512 : Avx512, Units<Int512, Format, kByWord> {
   static Weight decode_scaled(const Raw& raw, int k, Vec scale, Vec shift) { return fma(decode(raw, k), scale, shift); }
 
  private:
+  // Of five or six bits.
+  static Weight table_value(__m512i code) {
+    const auto table = [](int first) { return _mm512_load_ps(aoq::kValues<Format>.f32 + first); };
+    const __m512 below_32 = _mm512_permutex2var_ps(table(0), code, table(16));
+    if constexpr (Format::kBits == 5) {
+      return below_32;
+    } else {
+      const __m512 from_32 = _mm512_permutex2var_ps(table(32), code, table(48));
+      return _mm512_mask_mov_ps(below_32, _mm512_test_epi32_mask(code, _mm512_set1_epi32(32)), from_32);
+    }
+  }
+
   // 0x4b000000 | byte is the float 2^23 + byte: one subtraction leaves the code.
   static Weight int8_value(__m512i byte) {
     const __m512i magic = _mm512_set1_epi32(0x4b000000);

@@ -30,6 +30,20 @@ struct PairsAvx512Bf16 : Avx512 {
     std::memset(reinterpret_cast<char*>(memory) + k * 2, 0, static_cast<size_t>(2 * steps - k) * 2);
     return memory;
   }
+
+  // The low and the high halves of lanes, rounded to bf16 pairs.
+  static Weight rounded(Vec low, Vec high) {
+    const __m512i words = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    const __m512i lanes = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(lanes, words);
+  }
+  // Bf16 pairs times a scale, plus a shift.
+  static Weight scaled(Weight pairs, Vec scale, Vec shift) {
+    const __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    const __m512 high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+    return rounded(fma(low, scale, shift), fma(high, scale, shift));
+  }
 };
 
 template <class Format, bool kByWord = false>
@@ -54,24 +68,19 @@ struct FloatAvx512Bf16 : PairsAvx512Bf16, Units<Int512, Format, kByWord> {
                                       bf16_table<Format>());
   }
 
-  // In fp32, one look-up for each of the two words of a lane, then rounded to bf16 pairs. Codes of more than four bits
-  // become floats by themselves: there is no look-up in fp32 for so many.
+  // In fp32, one look-up for each of the two words of a lane, then rounded to bf16 pairs. Of more than four bits there
+  // is no look-up in fp32: what their pairs of bf16 hold is exact.
   static Weight decode_scaled(const Raw& raw, int pair, Vec scale, Vec shift) {
-    auto look_up = [&](int bit) {
-      if constexpr (Of::kUpper) {
-        const __m512i codes = _mm512_srli_epi32(Of::halves(raw, pair / 4, pair % 4), static_cast<unsigned>(bit & 16));
-        const __m512 code = _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(0xff)));
-        return fma(_mm512_sub_ps(code, _mm512_set1_ps(kMid)), scale, shift);
-      } else {
+    if constexpr (Format::kBits > 4) {
+      return scaled(decode(raw, pair), scale, shift);
+    } else {
+      auto look_up = [&](int bit) {
         const __m512i nibbles = _mm512_srli_epi32(Of::word(raw, pair / 4), static_cast<unsigned>(bit));
         return fma(_mm512_permutexvar_ps(nibbles, _mm512_load_ps(aoq::kValues<Format>.f32)), scale, shift);
-      }
-    };
-    const int low = 4 * (pair % 4);
-    const __m512i words = (__m512i)_mm512_cvtne2ps_pbh(look_up(low + 16), look_up(low));
-    const __m512i lanes = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(lanes, words);
+      };
+      const int low = 4 * (pair % 4);
+      return rounded(look_up(low), look_up(low + 16));
+    }
   }
 };
 

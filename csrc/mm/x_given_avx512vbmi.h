@@ -11,7 +11,7 @@ template <class Format, bool = false>
 struct FloatAvx512Vbmi : PairsAvx512Bf16, Units<Int512, Format> {
   using Of = Units<Int512, Format>;
   using Raw = Fp8Unit;
-  static constexpr bool kScaleLast = true;
+  static constexpr bool kScaleLast = !Format::kGrouped;
   static constexpr float kMid = 0, kOffset = 0;
   static constexpr int kFusedRows = 192;
 
@@ -19,6 +19,9 @@ struct FloatAvx512Vbmi : PairsAvx512Bf16, Units<Int512, Format> {
     return fp8_unit<typename Format::Fp8>(Of::load_unit(stream, unit).word[0]);
   }
   static Weight decode(const Raw& raw, int pair) { return fp8_pairs(raw, pair); }
+  static Weight decode_scaled(const Raw& raw, int pair, Vec scale, Vec shift) {
+    return scaled(decode(raw, pair), scale, shift);
+  }
 };
 
 template <class Format>

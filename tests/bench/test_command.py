@@ -94,7 +94,7 @@ main()
         (["--m", "1,x"], "--m: expected positive numbers such as 1,4,16, got '1,x'"),
         (
             ["--op", "int9_mm"],
-            f"--op: expected one of {', '.join(way.op for way in ways())}, got int9_mm",
+            f"--op: expected one of {', '.join(dict.fromkeys(way.op for way in ways()))}, got int9_mm",
         ),
         (["--only", "tensorflow"], "--only: expected part of one of aoq int"),
         (["--model", "/no/such/model"], "--model: /no/such/model has no config.json"),

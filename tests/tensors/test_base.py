@@ -74,13 +74,19 @@ def addresses(w: QuantizedTensor) -> list[int]:
     return [part.data_ptr() for part in w.parts() if part is not None]
 
 
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Of any dtype: PyTorch compares few floats of 8 bits."""
+    small = a.is_floating_point() and a.itemsize == 1
+    return a.dtype == b.dtype and (torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if small else torch.equal(a, b))
+
+
 def same(a: QuantizedTensor, b: QuantizedTensor) -> bool:
     """Whether two tensors have equal parts and attributes."""
     assert type(a) is type(b)
     if any(getattr(a, name) != getattr(b, name) for name in (*a.attrs, "weight_shape", "transposed", "dtype")):
         return False
     return all(
-        (x is None and y is None) or (x is not None and y is not None and torch.equal(x, y))
+        (x is None and y is None) or (x is not None and y is not None and equal(x, y))
         for x, y in zip(a.parts(), b.parts(), strict=True)
     )
 
@@ -183,11 +189,11 @@ def test_copying_into_a_slice_changes_the_whole(config: AOBaseConfig) -> None:
     expected = w.dequantize()
     w.narrow(0, 8, 16).copy_(other.narrow(0, 8, 16))
     expected[8:24] = other.dequantize()[8:24]
-    if hasattr(w, "group_size"):
+    if hasattr(w, "group_size") and getattr(w, "row_scale", None) is None:
         w.narrow(1, 32, 64)[20:].copy_(other[20:].narrow(1, 32, 64))
         expected[20:, 32:] = other.dequantize()[20:, 32:]
     assert torch.equal(w.dequantize(), expected)
-    assert torch.equal(w[8:24].scale, other[8:24].scale)
+    assert equal(w[8:24].scale, other[8:24].scale)
 
 
 def test_copying_into_tiles(config: AOBaseConfig) -> None:

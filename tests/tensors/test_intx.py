@@ -93,6 +93,7 @@ def test_hqq_beats_rounding() -> None:
     ("config", "other", "kind"),
     [
         (IntxWeightOnlyConfig(), Int8WeightOnlyConfig(), Int8Tensor),
+        (IntxWeightOnlyConfig(torch.int8, PerGroup(32)), Int8WeightOnlyConfig(32), IntxTensor),
         (
             IntxWeightOnlyConfig(torch.int4, PerGroup(16)),
             Int4WeightOnlyConfig(16, mapping_type=SYMMETRIC),
@@ -161,10 +162,6 @@ def rebuilt(**changes: Any) -> IntxTensor:
                 f"with kernels, .*int4, .*int8, got {dtype_name(dtype)}",
             )
             for dtype in MISSING[-1:]
-        ),
-        (
-            lambda: IntxWeightOnlyConfig(torch.int8, PerGroup(8)).quantize(torch.randn(4, 8)),
-            r"int8: expected PerAxis\(0\) and SYMMETRIC, got PerGroup\(8\)",
         ),
         (lambda: rebuilt(bits=9), "IntxTensor: bits: expected one of .*3.*, got 9"),
         (

@@ -22,8 +22,8 @@ Json = dict[str, Any]
 
 SCHEMA = 1
 BASELINE = "bf16"  # the op of what everything is compared with
-WAYS = {way.op: way for way in ways()}
-OPS = tuple(WAYS)  # that contenders compete in
+WAYS = {way.op: way for way in reversed(ways())}  # of several the first, whose scales are floats of the weight's dtype
+OPS = tuple(dict.fromkeys(way.op for way in ways()))  # that contenders compete in
 # Bytes that a quantizer of rows moves a value, bf16 in and a byte out; "fp8 tensor" reads x twice.
 QUANTIZERS = {
     "int8_quantize": 3,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from aoq.ops.checks import MOST
 from aoq.ops.dtypes import FLOAT_DTYPES, FP8_DTYPES, dtype_name
 
 P = ParamSpec("P")
@@ -68,7 +69,11 @@ def _what_is_wrong(kind: str, value: object) -> Exception | None:
             return TypeError(f"expected a tensor, got {got}")
         if value.is_nested or value.layout != torch.strided:
             return TypeError(f"expected a strided tensor, got {'a nested one' if value.is_nested else value.layout}")
-        return TypeError(f"expected no quantized tensor, got {value.dtype}") if value.is_quantized else None
+        if value.is_quantized:
+            return TypeError(f"expected no quantized tensor, got {value.dtype}")
+        # torch itself copies views that are lazily negated or conjugated before an op sees them.
+        huge = any(isinstance(size, int) and size > MOST for size in (value.numel(), *value.shape))
+        return ValueError(f"expected at most 2^48 elements, got shape {list(value.shape)}") if huge else None
     if kind == "ScalarType":
         if not isinstance(value, torch.dtype):
             return TypeError(f"expected a dtype, got {got}")

@@ -207,10 +207,10 @@ def intx_dequantize(
     if zero_point is None or zero_point.shape[-1] == 0:
         centered = codes.to(compute) - (1 << (bits - 1))
     else:
-        centered = codes - _spread(zero_point.to(compute), group_size, k)
-    return (centered * _spread(scale.to(compute), group_size, k)).to(dtype)
+        centered = codes - per_column(zero_point.to(compute), group_size, k)
+    return (centered * per_column(scale.to(compute), group_size, k)).to(dtype)
 
 
-def _spread(per_group: Tensor, group_size: int, k: int) -> Tensor:
+def per_column(per_group: Tensor, group_size: int, k: int) -> Tensor:
     """[..., G] -> [..., k]: each group's value at each of its elements."""
     return per_group.repeat_interleave(min(group_size, max(k, 1)), dim=-1)[..., :k]

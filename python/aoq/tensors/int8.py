@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from aoq.config import AOBaseConfig, Granularity, MappingType, PerRow
+from aoq.config import AOBaseConfig, Granularity, MappingType, PerGroup, PerRow
 from aoq.ops.int8_mm import int8_mm
 from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
 from aoq.ops.int8_quantize import int8_dequantize, int8_quantize
 from aoq.ops.int8_unpack import int8_rows, int8_unpack
 from aoq.ops.int8_weight_mm import int8_weight_mm
-from aoq.tensors.base import check_act_mapping, check_scale_dtype, check_weight
+from aoq.tensors.base import QuantizedTensor, check_act_mapping, check_scale_dtype, check_weight
 from aoq.tensors.formats import WeightFormat
+from aoq.tensors.int4 import check_group_size
 from aoq.tensors.packed import PackedTensor, PackedWeight
-from aoq.tensors.parts import Codes, PerGroup, RowSums
+from aoq.tensors.parts import Codes, RowSums
+from aoq.tensors.parts import PerGroup as PartPerGroup
 
 logger = logging.getLogger("aoq")
 
@@ -64,11 +67,11 @@ class Int8DynamicActivationInt8WeightConfig(AOBaseConfig):
 
 @dataclass
 class Int8WeightOnlyConfig(AOBaseConfig):
-    """int8 weights with a scale per row, activations as given.
+    """int8 weights with a scale per row or group, activations as given.
 
     Args:
-        group_size: None, as scales are per row; `Int4WeightOnlyConfig` has groups.
-        granularity: of the weights' scales; PerRow() is what there is.
+        group_size: neighbours along k that share a scale, a multiple of 8; None for one scale a row.
+        granularity: the same as a granularity, PerRow() or PerGroup(size).
         scale_dtype: of the weights' scales; by default the weight's.
     """
 
@@ -79,15 +82,27 @@ class Int8WeightOnlyConfig(AOBaseConfig):
     def __post_init__(self) -> None:
         name = type(self).__name__
         check_scale_dtype(self, self.scale_dtype)
+        if isinstance(self.granularity, PerGroup) and self.group_size in (None, self.granularity.group_size):
+            self.group_size = self.granularity.group_size
+        elif self.granularity != PerRow():
+            raise ValueError(f"{name}.granularity: expected PerRow() or PerGroup(size), got {self.granularity!r}")
         if self.group_size is not None:
-            raise ValueError(f"{name}.group_size: expected None, since scales are per row, got {self.group_size!r}")
-        if self.granularity != PerRow():
-            raise ValueError(f"{name}.granularity: expected PerRow(), got {self.granularity!r}")
+            self.check_types(group_size=int)
+            check_group_size(self, self.group_size)
+            self.granularity = PerGroup(self.group_size)
 
-    def quantize(self, weight: Tensor) -> Int8Tensor:
-        """The weight [..., n, k] as an `Int8Tensor` in its device's layout; raises as
+    def with_options(self, **options: Any) -> Self:
+        return replace(self, granularity=PerRow(), **options)
+
+    def quantize(self, weight: Tensor) -> QuantizedTensor:
+        """The weight [..., n, k] in its device's layout: an `Int8Tensor`, in groups an `IntxTensor`; raises as
         `Int8DynamicActivationInt8WeightConfig`."""
-        return quantized(weight, self.scale_dtype, None)
+        if self.group_size is None:
+            return quantized(weight, self.scale_dtype, None)
+        from aoq.tensors.intx import IntxWeightOnlyConfig  # which makes int8 per row by this module
+
+        groups = IntxWeightOnlyConfig(torch.int8, PerGroup(self.group_size), scale_dtype=self.scale_dtype)
+        return groups.quantize(weight)
 
 
 def quantized(weight: Tensor, scale_dtype: torch.dtype | None, act_mapping: str | None) -> Int8Tensor:
@@ -129,7 +144,7 @@ INT8 = WeightFormat(
             torch.int8,
             packed_dtype,
         ),
-        PerGroup("scale"),
+        PartPerGroup("scale"),
         RowSums("w_sum", row_sums),
     ),
     floats,

@@ -16,10 +16,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from aoq.config import AOBaseConfig, Granularity, Json, MappingType, PerAxis, PerGroup, PerRow
-from aoq.ops.bits import TILE_N, from_codes, packed_shape, unpack_codes
 from aoq.ops.dtypes import dtype_name
-from aoq.ops.int4_quantize import intx_dequantize
-from aoq.ops.intx_pack import intx_pack, intx_unpack
+from aoq.ops.formats import Format
 from aoq.ops.mm import FORMATS, mm
 from aoq.tensors import int4, int8
 from aoq.tensors.base import QuantizedTensor, check_act_mapping, check_scale_dtype
@@ -30,7 +28,8 @@ from aoq.tensors.parts import PerGroup as PartPerGroup
 
 # Widths that have a format of their own; of 4 and 8 bits there are Int4Tensor and Int8Tensor.
 INT4_DTYPE: torch.dtype = torch.int4  # type: ignore[attr-defined]
-WIDTHS = {getattr(torch, name): form.bits for name, form in FORMATS.items() if form.grouped and form.bits != 4}
+OF_BITS = {form.bits: form for name, form in FORMATS.items() if name.startswith("int") and form.grouped and form.bits != 4}
+WIDTHS = {getattr(torch, f"int{bits}"): bits for bits in OF_BITS}
 DTYPES = [getattr(torch, f"int{bits}") for bits in range(1, 9)]
 PER_ROW = (PerRow(), PerAxis(0))
 
@@ -50,13 +49,6 @@ def group_of(config: AOBaseConfig, name: str, granularity: Granularity) -> int |
         raise ValueError(f"{type(config).__name__}.{name}: {text}")
     int4.check_group_size(config, granularity.group_size)
     return granularity.group_size
-
-
-def check_int8(config: AOBaseConfig, group: int | None, mapping: MappingType) -> None:
-    """Raises ValueError for what int8 weights have no kernels for yet."""
-    if group or mapping is not MappingType.SYMMETRIC:
-        got = f"{f'PerGroup({group})' if group else 'PerAxis(0)'} and {mapping.name}"
-        raise ValueError(f"{type(config).__name__}: int8: expected PerAxis(0) and SYMMETRIC, got {got}")
 
 
 def quantized(
@@ -140,8 +132,7 @@ class IntxWeightOnlyConfig(AOBaseConfig):
             TypeError: the weight is not bf16, fp16 or fp32.
         """
         group, hqq = group_of(self, "granularity", self.granularity), self.intx_choose_qparams_algorithm == "hqq"
-        if self.weight_dtype == torch.int8:
-            check_int8(self, group, self.mapping_type)
+        if self.weight_dtype == torch.int8 and group is None and self.mapping_type is MappingType.SYMMETRIC:
             return int8.Int8WeightOnlyConfig(scale_dtype=self.scale_dtype).quantize(weight)
         if self.weight_dtype == INT4_DTYPE:
             size = group or max(weight.shape[-1], 8)
@@ -188,8 +179,7 @@ class Int8DynamicActivationIntxWeightConfig(AOBaseConfig):
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """The weight [..., n, k] in its device's layout; raises as `IntxWeightOnlyConfig.quantize`."""
         group, mapping = group_of(self, "weight_granularity", self.weight_granularity), self.weight_mapping_type
-        if self.weight_dtype == torch.int8:
-            check_int8(self, group, mapping)
+        if self.weight_dtype == torch.int8 and group is None and mapping is MappingType.SYMMETRIC:
             both = int8.Int8DynamicActivationInt8WeightConfig(
                 self.act_mapping_type, scale_dtype=self.weight_scale_dtype
             )
@@ -212,36 +202,44 @@ def row_sums(name: str, plain: Sequence[Any], packed: Sequence[Any], k: int, gro
     return mm(ones, codes, scale, zero_point, None, None, len(plain[0]), name, group_size=group)[0]
 
 
-def format_of(name: str, dtype: torch.dtype, bits: int) -> WeightFormat:
-    """The format that the library calls `name`, in groups of 64 from the command line."""
+def codes_of(of: Format) -> Codes:
+    """The codes of a format of the library."""
+    return Codes(
+        "qdata",
+        of.bits,
+        lambda codes, k: of.pack(codes.contiguous(), k),
+        of.unpack,
+        of.rows,
+        of.packed_shape,
+        of.plain_dtype,
+        of.packed_dtype,
+    )
 
-    def rows(packed: Tensor, ids: Tensor, k: int) -> Tensor:
-        if packed.is_cuda:
-            return intx_unpack(packed, packed.shape[0] * TILE_N, k, bits)[ids]
-        return from_codes(unpack_codes(packed, ids, k, bits), bits)
+
+def format_of(of: Format, dtype: torch.dtype) -> WeightFormat:
+    """Integers of the library's format `of`, in groups of 64 from the command line."""
+    name = of.name
 
     def floats(parts: Sequence[Any], group: int, k: int, dtype: torch.dtype) -> Tensor:
         codes, scale, zero_point = parts
-        return intx_dequantize(codes, scale, zero_point, bits, group, k, dtype)
+        return of.floats(codes, scale, zero_point, group, k, dtype)
 
-    codes = Codes(
-        "qdata",
-        bits,
-        lambda codes, k: intx_pack(codes.contiguous(), k, bits),
-        lambda packed, n, k: intx_unpack(packed, n, k, bits),
-        rows,
-        lambda n, k, device: packed_shape(n, k, bits, device),
-    )
     scales = PartPerGroup("scale"), PartPerGroup("zero_point", optional=True)
     configs = {
-        name: IntxWeightOnlyConfig(dtype, PerGroup(64), MappingType.ASYMMETRIC),
-        f"int8-{name}": Int8DynamicActivationIntxWeightConfig(dtype, PerGroup(64), MappingType.ASYMMETRIC),
+        command(of): IntxWeightOnlyConfig(dtype, PerGroup(64), MappingType.ASYMMETRIC),
+        f"int8-{command(of)}": Int8DynamicActivationIntxWeightConfig(dtype, PerGroup(64), MappingType.ASYMMETRIC),
     }
-    title = f"{name} groupwise, symmetric or with float zero points"
-    return WeightFormat(name, title, (codes, *scales, RowSums("w_sum", partial(row_sums, name))), floats, configs)
+    title = f"int{of.bits} groupwise, symmetric or with float zero points"
+    parts = (codes_of(of), *scales, RowSums("w_sum", partial(row_sums, name)))
+    return WeightFormat(name, title, parts, floats, configs)
 
 
-BY_BITS = {bits: format_of(dtype_name(dtype), dtype, bits) for dtype, bits in WIDTHS.items()}
+def command(of: Format) -> str:
+    """The name on the command line of the config that makes such weights."""
+    return of.name.replace("_", "-")
+
+
+BY_BITS = {bits: format_of(OF_BITS[bits], dtype) for dtype, bits in WIDTHS.items()}
 
 
 class IntxWeight(GroupedWeight):
@@ -284,7 +282,8 @@ class IntxWeight(GroupedWeight):
 
     @property
     def command(self) -> str:
-        return f"int8-{self.format.name}" if self.act_mapping else self.format.name
+        name = command(FORMATS[self.format.name])
+        return f"int8-{name}" if self.act_mapping else name
 
 
 class IntxTensor(IntxWeight, GroupedTensor):

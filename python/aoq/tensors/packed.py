@@ -267,7 +267,8 @@ class PackedTensor(PackedWeight, QuantizedTensor):
             w = w.regroup(math.gcd(start, w.group))
         stored = {part.name: part.narrow_k(t, start, length, w.group) for part, t in w.stored_parts() if t is not None}
         view = w.rebuild([stored.get(name) for name in w.tensors], shape=(*lead, length))
-        view.writable = not start % self.group and (end == size or not end % self.group)
+        shared = any(part.shared_along_k and t is not None for part, t in w.stored_parts())
+        view.writable = not shared and not start % self.group and (end == size or not end % self.group)
         return view
 
     def regroup(self, group_size: int) -> Self:

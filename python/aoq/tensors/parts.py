@@ -71,6 +71,11 @@ class StoredPart(Part):
         """What the ends of a slice along k have to be a multiple of, but for that at the weight's own end."""
         return 1
 
+    @property
+    def shared_along_k(self) -> bool:
+        """Whether a slice along k has all of it, so that nothing can be copied into the slice."""
+        return False
+
 
 @dataclass(frozen=True)
 class Codes(StoredPart):
@@ -154,6 +159,64 @@ class PerGroup(StoredPart):
         return part.narrow(-1, first, last + 1 - first)
 
 
+SMALL_SCALES: tuple[torch.dtype, ...] = (torch.float8_e4m3fn, torch.float8_e8m0fnu)  # of 8 bits, in files
+
+
+@dataclass(frozen=True)
+class SmallScales(PerGroup):
+    """A scale for each group that may be a float of 8 bits: kernels then read `KernelScales`."""
+
+    def dtypes(self, packed: bool, device: torch.device) -> tuple[torch.dtype, ...]:
+        return FLOAT_DTYPES + SMALL_SCALES
+
+    def pack(self, part: Tensor, k: int) -> Tensor:
+        return tile_scale(_bytes(part)).view(part.dtype)
+
+    def unpack(self, packed: Tensor, n: int, k: int) -> Tensor:
+        return untile_scale(_bytes(packed), n).view(packed.dtype)
+
+    def packed_rows(self, packed: Tensor, ids: Tensor, k: int) -> Tensor:
+        return super().packed_rows(_bytes(packed), ids, k).view(packed.dtype)
+
+
+def _bytes(part: Tensor) -> Tensor:
+    """A part that PyTorch has few functions for, as integers; others as they are."""
+    return part.view(torch.uint8) if part.dtype in SMALL_SCALES else part
+
+
+@dataclass(frozen=True)
+class RowScale(StoredPart):
+    """fp32 for each row, whatever groups there are, or none: plain [n, 1], packed [ceil(n / 16), 1, 16]."""
+
+    def wanted(self, w: Any, packed: bool) -> bool | None:
+        return None
+
+    def shape(self, n: int, k: int, group: int) -> tuple[int, ...]:
+        return n, 1
+
+    def packed_shape(self, n: int, k: int, group: int, device: torch.device) -> tuple[int, ...]:
+        return -(-n // TILE_N), 1, TILE_N
+
+    def dtypes(self, packed: bool, device: torch.device) -> tuple[torch.dtype, ...]:
+        return (torch.float32,)
+
+    def pack(self, part: Tensor, k: int) -> Tensor:
+        return tile_scale(part)
+
+    def unpack(self, packed: Tensor, n: int, k: int) -> Tensor:
+        return untile_scale(packed, n)
+
+    def packed_rows(self, packed: Tensor, ids: Tensor, k: int) -> Tensor:
+        return packed[ids // TILE_N, :, ids % TILE_N]
+
+    def narrow_k(self, part: Tensor, start: int, length: int, group: int) -> Tensor:
+        return part
+
+    @property
+    def shared_along_k(self) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
 class DerivedPart(Part):
     """A part that is made when a weight is packed; plain weights, and files, do not have it."""
@@ -164,6 +227,28 @@ class DerivedPart(Part):
     @abstractmethod
     def derive(self, plain: Sequence[Any], packed: Sequence[Any], k: int, group: int) -> Tensor:
         """The part of a matrix, from the plain and the packed form of those before it."""
+
+
+@dataclass(frozen=True)
+class KernelScales(DerivedPart):
+    """The scales of groups in a dtype that kernels read, [ceil(n / 16), G, 16], where those that are stored are not.
+
+    Exact: powers of two become bf16, e4m3 too; with a second scale a row they are fp32, rounded once.
+    """
+
+    def wanted(self, w: Any, packed: bool) -> bool | None:
+        return packed and (w.scale.dtype in SMALL_SCALES or w.row_scale is not None)
+
+    def packed_shape(self, n: int, k: int, group: int, device: torch.device) -> tuple[int, ...]:
+        return -(-n // TILE_N), max(-(-k // group), 1), TILE_N
+
+    def dtypes(self, packed: bool, device: torch.device) -> tuple[torch.dtype, ...]:
+        return FLOAT_DTYPES
+
+    def derive(self, plain: Sequence[Any], packed: Sequence[Any], k: int, group: int) -> Tensor:
+        _, scale, row_scale = packed
+        wide: Tensor = scale.float()
+        return wide.bfloat16() if row_scale is None else wide * row_scale.float()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 import aoq
 from aoq import _C
+from aoq.ops.mm import FORMATS
 from aoq.tensors.formats import Way, ways
 
 from ..contender import Contender, Indices, Problem, RowContender, Selects
@@ -29,7 +30,8 @@ def registered(op: str, device: str) -> Any:
 def arguments(op: Any, w: Any) -> tuple[Any, ...]:
     """What an op takes of a packed weight besides x, by the names in its schema; no bias."""
     zero_point, w_sum = (getattr(w, name, None) for name in ("zero_point", "w_sum"))
-    parts = [w.qdata, w.scale]
+    kernel_scale = getattr(w, "kernel_scale", None)
+    parts = [w.qdata, w.scale if kernel_scale is None else kernel_scale]
     if zero_point is not None or w_sum is not None:
         parts.append(w.scale.new_empty(0) if zero_point is None else zero_point)
     parts += [] if w_sum is None else [w_sum]
@@ -79,15 +81,22 @@ class _Aoq(Contender):
         """Decoded here, not by aoq."""
         plain = weight.unpack()
         bits, k = self.way.format.bits, plain.shape[-1]
-        qdata, scale = plain.qdata.view(torch.uint8)[rows], plain.scale[rows].float()
-        if bits == 8:
-            whole: Tensor = qdata.view(plain.qdata.dtype).float() * scale
-            return whole
+        qdata, scale = plain.qdata.view(torch.uint8)[rows], plain.scale.float()[rows]
+        if getattr(plain, "row_scale", None) is not None:
+            scale = scale * plain.row_scale[rows]
         # Code i of a row is bits [i * bits, (i + 1) * bits) of it, the lowest first.
         stream = torch.stack([qdata >> bit & 1 for bit in range(8)], -1).flatten(1)[:, : k * bits]
         codes = sum(stream[:, bit::bits].float() * 2**bit for bit in range(bits))
-        zero = torch.full_like(scale, 2 ** (bits - 1)) if plain.zero_point is None else plain.zero_point[rows].float()
-        scale, zero = (part.repeat_interleave(plain.group_size, 1)[:, :k] for part in (scale, zero))
+        assert isinstance(codes, Tensor)
+        values, middle = FORMATS[self.way.format.name].values, 2 ** (bits - 1)
+        if plain.qdata.dtype != torch.uint8:
+            codes, middle = qdata.view(plain.qdata.dtype).float(), 0
+        elif values:
+            codes, middle = torch.tensor(values)[codes.int()], 0
+        zero_point = getattr(plain, "zero_point", None)
+        zero = torch.full_like(scale, middle) if zero_point is None else zero_point[rows].float()
+        group = getattr(plain, "group_size", k)
+        scale, zero = (part.repeat_interleave(group, 1)[:, :k] for part in (scale, zero))
         exact: Tensor = (codes - zero) * scale
         return exact
 
@@ -108,7 +117,8 @@ class _Aoq(Contender):
 
     def stored(self, config: Any) -> Any:
         """With scales as a checkpoint of a bf16 model has them, whatever dtype the model computes in."""
-        return dataclasses.replace(config, scale_dtype=torch.bfloat16) if hasattr(config, "scale_dtype") else config
+        chosen = any(field.name == "scale_dtype" for field in dataclasses.fields(config))
+        return dataclasses.replace(config, scale_dtype=torch.bfloat16) if chosen else config
 
 
 class _Fp8(_Aoq):
@@ -192,8 +202,8 @@ def _matmuls() -> Iterator[type[Contender]]:
             "way": way,
             "x_half_steps": float(way.x == "int8"),
             "x_relative": 2**-4 if way.x == "fp8" else 0,
-            # Codes of 8 bits, and those that meet integers, are multiplied before they are scaled.
-            "w_rounded": way.format.bits < 8 and way.x == "given",
+            # Rows' scales, and those of codes that meet integers, come after the multiplication.
+            "w_rounded": FORMATS[way.format.name].grouped and way.x == "given",
         }
         kinds = {"": _Fp8, " tensor": _Fp8Tensor} if way.x == "fp8" else {"": _Aoq}
         for kind, base in kinds.items():
