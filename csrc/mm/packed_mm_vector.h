@@ -185,7 +185,7 @@ class VectorMm {
   using Weight = typename Engine::Weight;
   using X = typename Engine::X;
   static constexpr int kLanes = Engine::kLanes, kStep = Engine::kStep, kTileRows = Engine::kTileRows;
-  static constexpr int kVectors = 2;                                           // of a panel
+  static constexpr int kVectors = 2;                                          // of a panel
   static constexpr int kSteps = Engine::kUnitK / kStep;                       // of a unit
   static constexpr int64_t kFoldUnits = PartOf<Engine>::kFoldSteps / kSteps;  // whose products a Part holds, or 0: all
   static constexpr int kFusedTile = Engine::kFusedTile;  // rows of a tile where decoding takes registers too
@@ -264,8 +264,7 @@ class VectorMm {
                     units_ * piece / pieces,
                     units_ * (piece + 1) / pieces,
                     sums.get()};
-          for (pass.tiles = last - pass.tile; pass.turn < pass.tiles; ++pass.tile, ++pass.turn)
-            fused_rows(pass);
+          for (pass.tiles = last - pass.tile; pass.turn < pass.tiles; ++pass.tile, ++pass.turn) fused_rows(pass);
         }
     };
     auto columns = [&](int64_t begin, int64_t end) {
@@ -334,8 +333,8 @@ class VectorMm {
     return words;
   }
 
-  // Vector v of a panel. Where the last panel has one alone, it is computed twice: code for a half of a panel would take
-  // as long to compile again.
+  // Vector v of a panel. Where the last panel has one alone, it is computed twice: code for a half of a panel would
+  // take as long to compile again.
   int64_t vector_of(int64_t panel, int v) const { return 2 * panel + v < vectors_ ? 2 * panel + v : vectors_ - 1; }
 
   const uint8_t* codes(int64_t vector) const {
@@ -633,7 +632,8 @@ class VectorMm {
       GroupScale<Engine> scale[kVectors];
       if constexpr (Engine::kInt8) {
         chunk_end = chunk_end < unit_end(group) ? chunk_end : unit_end(group);
-        for (int v = 0; v < kVectors; ++v) scale[v] = GroupScale<Engine>(p_, groups_, vector_of(panel, v), group, shifted_);
+        for (int v = 0; v < kVectors; ++v)
+          scale[v] = GroupScale<Engine>(p_, groups_, vector_of(panel, v), group, shifted_);
       }
       decode_chunk(panel, unit, chunk_end, weights);
       // While this chunk is multiplied the next one comes into L2, a share with each tile.

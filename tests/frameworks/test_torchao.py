@@ -842,3 +842,37 @@ def test_example() -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "int4_mm" in done.stdout and "4" in done.stdout.splitlines()[-1]
+
+
+# ---- small floats: the codes and scales that torchao's prototypes make
+
+
+@pytest.mark.parametrize(
+    ("name", "elements"),
+    [
+        ("fp4_e2m1", torch.float4_e2m1fn_x2),
+        ("fp6_e2m3", "fp6_e2m3"),
+        ("fp6_e3m2", "fp6_e3m2"),
+        ("fp8_e4m3_grouped", torch.float8_e4m3fn),
+    ],
+)
+def test_microscaling_is_torchaos(name: str, elements: Any) -> None:
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+
+    weight = torch.randn(64, 256) * torch.logspace(-6, 6, 64)[:, None]
+    weight[0] = 0
+    theirs, ours = MXTensor.to_mx(weight, elements, 32), aoq.MXWeightOnlyConfig(name).quantize(weight).unpack()
+    assert torch.equal(ours.scale[1:].view(torch.uint8), theirs.scale[1:].view(torch.uint8))
+    assert torch.equal(ours.dequantize(), theirs.dequantize(torch.float32))
+
+
+def test_nvfp4_is_torchaos() -> None:
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
+
+    weight = torch.randn(64, 256)
+    theirs = NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=per_tensor_amax_to_scale(weight.abs().amax()))
+    ours = aoq.NVFP4WeightOnlyConfig().quantize(weight).unpack()
+    assert torch.equal(ours.scale.view(torch.uint8), theirs.scale.view(64, 16).view(torch.uint8))
+    # It multiplies by reciprocals, so that a value near the middle of two may become the other one.
+    different = ours.dequantize() != theirs.dequantize(torch.float32)
+    assert different.float().mean() < 0.001

@@ -56,7 +56,9 @@ class Weight(PackedWeight):
         parts, exact, addends = parts_of(n, k, group, mapping, format, scale_dtype, seed, qdata)
         self.kernels_of, self.unit_bytes = format.ops["given"], parts["packed"].shape[-1]
         # What a table has in bf16 is rounded, where it is not exact there.
-        self.rounded = addends if not format.table(addends.device).equal(format.table(addends.device).bfloat16().float()) else None
+        self.rounded = (
+            addends if not format.table(addends.device).equal(format.table(addends.device).bfloat16().float()) else None
+        )
         super().__init__(exact, addends, w_sum=None, **parts)
 
     def product(self, x):

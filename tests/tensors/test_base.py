@@ -77,7 +77,9 @@ def addresses(w: QuantizedTensor) -> list[int]:
 def equal(a: Tensor, b: Tensor) -> bool:
     """Of any dtype: PyTorch compares few floats of 8 bits."""
     small = a.is_floating_point() and a.itemsize == 1
-    return a.dtype == b.dtype and (torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if small else torch.equal(a, b))
+    return a.dtype == b.dtype and (
+        torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if small else torch.equal(a, b)
+    )
 
 
 def same(a: QuantizedTensor, b: QuantizedTensor) -> bool:

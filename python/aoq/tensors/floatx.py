@@ -73,8 +73,13 @@ def group_scales(absmax: Tensor, of: Format, scale_dtype: torch.dtype) -> tuple[
     return torch.where(scale == 0, torch.finfo(scale_dtype).tiny, scale), None
 
 
-def quantized(weight: Tensor, of: Format, group_size: int, scale_dtype: torch.dtype | None) -> FloatxTensor:
+def quantized(
+    weight: Tensor, of: Format, group_size: int, scale_dtype: torch.dtype | None, rows: int = 1
+) -> FloatxTensor:
     """The weight [..., n, k] as a `FloatxTensor` in its device's layout.
+
+    Args:
+        rows: how many neighbours along n share their scales.
 
     Raises:
         ValueError: fewer than 2 dimensions, NaN or Inf.
@@ -83,13 +88,11 @@ def quantized(weight: Tensor, of: Format, group_size: int, scale_dtype: torch.dt
     check_weight(weight)
     dtype, (n, k) = scale_dtype or weight.dtype, weight.shape[-2:]
     group = min(group_size, k)
-    matrices = [_quantize(matrix, of, group, dtype) for matrix in weight.detach().reshape(-1, n, k)]
+    matrices = [_quantize(matrix, of, group, dtype, rows) for matrix in weight.detach().reshape(-1, n, k)]
     parts = [
-        None if column[0] is None else _stack(column).unflatten(0, (*weight.shape[:-2], 1)[:-1] or (1,))
+        None if column[0] is None else _stack(column).view(*weight.shape[:-1], -1)
         for column in zip(*matrices, strict=True)
     ]
-    if weight.dim() == 2:
-        parts = [part if part is None else part[0] for part in parts]
     attrs = (group_size, "plain", of.name)
     return FloatxTensor(*parts, None, *attrs, shape=weight.shape, dtype=weight.dtype).pack()
 
@@ -100,18 +103,27 @@ def _stack(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(parts))
 
 
-def _quantize(w: Tensor, of: Format, group: int, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+def _quantize(
+    w: Tensor, of: Format, group: int, scale_dtype: torch.dtype, rows: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Plain parts of a matrix."""
-    n, k = w.shape
+    k = w.shape[1]
     absmax = torch.stack([part.abs().amax(-1) for part in w.float().split(group, -1)], -1)
+    if rows > 1:
+        blocks = [block.amax(0, keepdim=True).expand(len(block), -1) for block in absmax.split(rows)]
+        absmax = torch.cat(blocks)
     if not w.is_meta and not absmax.isfinite().all():
-        raise ValueError(f"w: expected finite values, got NaN or infinity in row {int(absmax.isfinite().all(-1).int().argmin())}")
+        row = int(w.isfinite().all(-1).int().argmin())
+        raise ValueError(f"w: expected finite values, got NaN or infinity in row {row}")
     scale, row_scale = group_scales(absmax, of, scale_dtype)
     wide = scale.float() if row_scale is None else scale.float() * row_scale
     if not w.is_meta and not wide.isfinite().all():
         raise ValueError(f"w: expected values whose scale {dtype_name(scale_dtype)} holds; use another scale_dtype")
     step = max(1, BLOCK // k)
-    codes = [encode(rows.float() / per_column(scales, group, k), of) for rows, scales in zip(w.split(step), wide.split(step), strict=True)]
+    codes = [
+        encode(rows.float() / per_column(scales, group, k), of)
+        for rows, scales in zip(w.split(step), wide.split(step), strict=True)
+    ]
     return torch.cat([code.view(torch.uint8) for code in codes]).view(of.plain_dtype), scale, row_scale
 
 
@@ -184,7 +196,9 @@ class FPXWeightOnlyConfig(AOBaseConfig):
             if form.values and name.endswith(end):
                 return name
         known = ", ".join(name for name, form in OF_NAME.items() if form.values and name.startswith("fp"))
-        raise ValueError(f"FPXWeightOnlyConfig.ebits: expected one of {known}, got ebits {self.ebits}, mbits {self.mbits}")
+        raise ValueError(
+            f"FPXWeightOnlyConfig.ebits: expected one of {known}, got ebits {self.ebits}, mbits {self.mbits}"
+        )
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """The weight in its device's layout; raises as `FloatxWeightOnlyConfig.quantize`."""

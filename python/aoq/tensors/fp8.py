@@ -9,17 +9,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aoq.config import AOBaseConfig, Granularity, PerRow, PerTensor
+from aoq.config import AOBaseConfig, Granularity, PerBlock, PerGroup, PerRow, PerTensor
 from aoq.ops.dtypes import FP8_DTYPES, dtype_name
 from aoq.ops.fp8_mm import fp8_mm
 from aoq.ops.fp8_quantize import fp8_dequantize, fp8_quantize
 from aoq.ops.fp8_weight_mm import fp8_weight_mm
 from aoq.ops.int8_pack import int8_pack, packed_dtype, packed_shape
 from aoq.ops.int8_unpack import int8_rows, int8_unpack
-from aoq.tensors.base import check_weight
+from aoq.tensors import floatx
+from aoq.tensors.base import QuantizedTensor, check_weight
 from aoq.tensors.formats import WeightFormat
+from aoq.tensors.int4 import check_group_size
 from aoq.tensors.packed import PackedTensor, PackedWeight
-from aoq.tensors.parts import Codes, PerGroup
+from aoq.tensors.parts import Codes
+from aoq.tensors.parts import PerGroup as PartPerGroup
 
 GRANULARITIES = {PerRow(): "row", PerTensor(): "tensor"}
 
@@ -30,7 +33,8 @@ class Float8WeightOnlyConfig(AOBaseConfig):
 
     Args:
         weight_dtype: torch.float8_e4m3fn (more precise) or torch.float8_e5m2 (wider range).
-        granularity: of the weights' scales, PerRow() or PerTensor().
+        granularity: of the weights' scales, PerRow(), PerTensor(), or of e4m3 also PerGroup(size) and
+            PerBlock((rows, columns)).
     """
 
     weight_dtype: torch.dtype = torch.float8_e4m3fn
@@ -38,15 +42,34 @@ class Float8WeightOnlyConfig(AOBaseConfig):
 
     def __post_init__(self) -> None:
         check_fp8(self, weight_dtype=self.weight_dtype)
-        granularities(self, self.granularity)
+        if not isinstance(self.granularity, (PerGroup, PerBlock)):
+            granularities(self, self.granularity)
+            return
+        rows, group = self.block()
+        check_group_size(self, group)
+        if rows < 1 or self.weight_dtype != torch.float8_e4m3fn:
+            text = f"expected blocks of whole rows of e4m3, got {self.granularity!r} of {dtype_name(self.weight_dtype)}"
+            raise ValueError(f"{type(self).__name__}.granularity: {text}")
 
-    def quantize(self, weight: Tensor) -> Float8Tensor:
-        """The weight [..., n, k] as a `Float8Tensor` in its device's layout.
+    def block(self) -> tuple[int, int]:
+        """Rows and columns that share a scale, where groups of columns do."""
+        if isinstance(self.granularity, PerGroup):
+            return 1, self.granularity.group_size
+        sizes = self.granularity.block_size if isinstance(self.granularity, PerBlock) else ()
+        if len(sizes) != 2:
+            raise ValueError(f"{type(self).__name__}.granularity: expected 2 sizes, got {self.granularity!r}")
+        return sizes
+
+    def quantize(self, weight: Tensor) -> QuantizedTensor:
+        """The weight [..., n, k] in its device's layout: a `Float8Tensor`, in groups a `FloatxTensor`.
 
         Raises:
             ValueError: fewer than 2 dimensions, NaN or Inf.
             TypeError: the weight is not bf16, fp16 or fp32.
         """
+        if isinstance(self.granularity, (PerGroup, PerBlock)):
+            rows, group = self.block()
+            return floatx.quantized(weight, floatx.OF_NAME["fp8_e4m3_grouped"], group, torch.float32, rows)
         return quantized(weight, self.weight_dtype, GRANULARITIES[self.granularity], (None, None, None, None))
 
 
@@ -128,7 +151,7 @@ def fp8_format(name: str, dtype: torch.dtype, configs: Mapping[str, AOBaseConfig
         packed_dtype,
     )
     title = "fp8 (e4m3, e5m2) per row or tensor"
-    return WeightFormat(f"fp8_{name}", title, (codes, PerGroup("scale")), floats, configs)
+    return WeightFormat(f"fp8_{name}", title, (codes, PartPerGroup("scale")), floats, configs)
 
 
 def floats(parts: Sequence[Any], group: int, k: int, dtype: torch.dtype) -> Tensor:

@@ -28,7 +28,9 @@ from aoq.tensors.parts import PerGroup as PartPerGroup
 
 # Widths that have a format of their own; of 4 and 8 bits there are Int4Tensor and Int8Tensor.
 INT4_DTYPE: torch.dtype = torch.int4  # type: ignore[attr-defined]
-OF_BITS = {form.bits: form for name, form in FORMATS.items() if name.startswith("int") and form.grouped and form.bits != 4}
+OF_BITS = {
+    form.bits: form for name, form in FORMATS.items() if name.startswith("int") and form.grouped and form.bits != 4
+}
 WIDTHS = {getattr(torch, f"int{bits}"): bits for bits in OF_BITS}
 DTYPES = [getattr(torch, f"int{bits}") for bits in range(1, 9)]
 PER_ROW = (PerRow(), PerAxis(0))
