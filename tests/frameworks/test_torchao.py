@@ -108,6 +108,28 @@ SAME: list[tuple[Any, aoq.AOBaseConfig, str]] = [
         aoq.Int4WeightOnlyConfig(16, mapping_type=SYMMETRIC),
         "int4_mm",
     ),
+    (IntxWeightOnlyConfig(torch.int3, PerGroup(32)), aoq.IntxWeightOnlyConfig(torch.int3, aoq.PerGroup(32)), "int3_mm"),
+    (IntxWeightOnlyConfig(granularity=PerGroup(32)), aoq.Int8WeightOnlyConfig(32), "int8_grouped_mm"),
+    (
+        Int8DynamicActivationIntxWeightConfig(torch.int2),
+        aoq.Int8DynamicActivationIntxWeightConfig(torch.int2),
+        "int8_int2_mm",
+    ),
+    (
+        Int8DynamicActivationIntxWeightConfig(torch.int6, PerAxis(0)),
+        aoq.Int8DynamicActivationIntxWeightConfig(torch.int6, aoq.PerAxis(0)),
+        "int8_int6_mm",
+    ),
+    (
+        Int8WeightOnlyConfig(granularity=PerGroup(32)),
+        aoq.Int8WeightOnlyConfig(32, scale_dtype=FP32),
+        "int8_grouped_mm",
+    ),
+    (
+        Float8WeightOnlyConfig(granularity=PerGroup(32)),
+        aoq.Float8WeightOnlyConfig(granularity=aoq.PerGroup(32)),
+        "fp8_grouped_mm",
+    ),
     (Int8WeightOnlyConfig(), aoq.Int8WeightOnlyConfig(scale_dtype=FP32), "int8_weight_mm"),
     (IntxWeightOnlyConfig(), aoq.Int8WeightOnlyConfig(), "int8_weight_mm"),
     (Float8WeightOnlyConfig(), aoq.Float8WeightOnlyConfig(), "fp8_weight_mm"),
@@ -129,8 +151,6 @@ SAME: list[tuple[Any, aoq.AOBaseConfig, str]] = [
 ]
 # Made by torchao's own quantizer and held by aoq's tensors.
 CONVERTED: list[tuple[Any, str]] = [
-    (IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=PerGroup(32)), "int4_mm"),
-    (Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int2), "int8_int4_mm"),
     (
         Int8DynamicActivationIntxWeightConfig(weight_dtype=INT4, intx_choose_qparams_algorithm="hqq_scale_only"),
         "int8_int4_mm",
@@ -142,18 +162,17 @@ CONVERTED: list[tuple[Any, str]] = [
         "int4_mm",
     ),
     (
-        Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int6, weight_granularity=PerAxis(0)),
-        "int8_mm",
+        IntxWeightOnlyConfig(
+            weight_dtype=torch.int6, granularity=PerGroup(32), mapping_type=MappingType.SYMMETRIC_NO_CLIPPING_ERR
+        ),
+        "int6_mm",
     ),
-    (IntxWeightOnlyConfig(weight_dtype=torch.int6), "int8_weight_mm"),
     (Int8WeightOnlyConfig(granularity=PerTensor()), "int8_weight_mm"),
 ]
 # torchao's, as if aoq were not there.
 LEFT: list[Any] = [
-    Int8WeightOnlyConfig(granularity=PerGroup(32)),
     Int8DynamicActivationInt8WeightConfig(granularity=PerTensor()),
-    IntxWeightOnlyConfig(granularity=PerGroup(32)),
-    Float8WeightOnlyConfig(granularity=PerGroup(32)),
+    Float8WeightOnlyConfig(E5M2, granularity=PerGroup(32)),
     IntxWeightOnlyConfig(weight_dtype=INT4, granularity=PerGroup(4)),
 ]
 
@@ -383,6 +402,9 @@ def test_json_of_older_releases(golden: str) -> None:
         IntxWeightOnlyConfig(weight_dtype=INT4, granularity=PerGroup(8), scale_dtype=FP32),
         IntxWeightOnlyConfig(weight_dtype=INT4, granularity=PerAxis(0), mapping_type=MappingType.ASYMMETRIC),
         Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int5, weight_granularity=PerAxis(0)),
+        IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerGroup(16), mapping_type=MappingType.ASYMMETRIC),
+        Int8WeightOnlyConfig(granularity=PerGroup(32)),
+        Float8WeightOnlyConfig(granularity=PerGroup(32)),
     ],
     ids=name,
 )
@@ -510,11 +532,9 @@ def test_float8_tensor(granularity: Any, act: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (Int8WeightOnlyConfig(granularity=PerGroup(32)), "a scale per row and no zero points"),
         (Int8DynamicActivationInt8WeightConfig(granularity=PerTensor()), "quantizes activations per token"),
-        (Float8WeightOnlyConfig(granularity=PerGroup(32)), r"per row or tensor, not in blocks of \(1, 32\)"),
+        (Float8WeightOnlyConfig(E5M2, granularity=PerGroup(32)), r"float8_e5m2 in blocks of \(1, 32\)"),
         (IntxWeightOnlyConfig(weight_dtype=INT4, granularity=PerGroup(4)), "no kernel for int4 weights in groups of 4"),
-        (IntxWeightOnlyConfig(granularity=PerGroup(32)), "no kernel for int8 weights in groups of 32"),
     ],
     ids=name,
 )
@@ -572,7 +592,7 @@ def test_parts_that_are_not_whole_wait() -> None:
 
 
 def test_torchaos_tensors_are_read_as_aoqs() -> None:
-    groups = Float8WeightOnlyConfig(granularity=PerGroup(32))
+    groups = Float8WeightOnlyConfig(E5M2, granularity=PerGroup(32))
     kept, converted = own(groups), own(Int8DynamicActivationIntxWeightConfig(weight_dtype=INT4))
     state = {"a.weight": kept.detach(), "b.weight": converted.detach()}
     back, left = backend.unflatten_tensor_state_dict(*backend._flatten_torchao(state))
@@ -665,7 +685,8 @@ CHECKPOINTS: dict[str, tuple[str, str, bool, bool, set[str]]] = {
         {"Float8Tensor"},
     ),
     "int8-weight": ("Int8WeightOnlyConfig()", "1GB", False, False, {"Int8Tensor"}),
-    "groups": ("Float8WeightOnlyConfig(granularity=PerGroup(16))", "1GB", False, False, set()),
+    "groups": ("Float8WeightOnlyConfig(granularity=PerGroup(16))", "1GB", False, False, {"FloatxTensor"}),
+    "e5m2": ("Float8WeightOnlyConfig(torch.float8_e5m2, granularity=PerGroup(16))", "1GB", False, False, set()),
 }
 WRITE = """
 import json, os, sys, torch
@@ -706,7 +727,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str
     return run
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name != "groups"])
+@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name != "e5m2"])
 def test_torchaos_checkpoints(checkpoints: Path, tmp_path: Path, cli: Any, name: str) -> None:
     theirs, kinds = checkpoints / name, CHECKPOINTS[name][-1]
     code, out, err = cli("convert", theirs, "-o", tmp_path / "aoq")
@@ -728,9 +749,9 @@ def test_torchaos_checkpoints(checkpoints: Path, tmp_path: Path, cli: Any, name:
 def test_convert_checkpoint_errors(checkpoints: Path, tmp_path: Path, cli: Any) -> None:
     code, _, err = cli("convert", checkpoints / "llama-untied", "-o", tmp_path / "out")
     assert code == 1 and "expected a checkpoint of torchao's, got None" in err
-    theirs = shutil.copytree(checkpoints / "groups", tmp_path / "groups")
+    theirs = shutil.copytree(checkpoints / "e5m2", tmp_path / "groups")
     code, _, err = cli("convert", theirs, "-o", tmp_path / "out")
-    assert code == 1 and "_proj.weight: Float8Tensor: aoq's scales are per row" in err
+    assert code == 1 and "_proj.weight: Float8Tensor: aoq has no kernel for weights of" in err
     assert not (tmp_path / "out").exists()
     code, _, err = cli("quantize", theirs, "-o", tmp_path / "out")
     assert code == 1 and "is quantized already; `aoq convert` reads it" in err

@@ -33,6 +33,7 @@ from torchao.quantization import (
 from torchao.quantization.quantize_.workflows import Float8PackingFormat
 
 import aoq
+from aoq.ops.bits import from_codes
 from aoq.tensors.base import QuantizedTensor
 
 VERSION = (0, 18)  # the tensors' layouts are those of this release
@@ -72,6 +73,8 @@ def _int4_weight_only(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig 
 
 
 def _int8_weight_only(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
+    if isinstance(config.granularity, PerGroup) and _is_group(config.granularity.group_size, k):
+        return aoq.Int8WeightOnlyConfig(config.granularity.group_size, scale_dtype=torch.float32)
     return aoq.Int8WeightOnlyConfig(scale_dtype=torch.float32) if config.granularity == PerRow() else None
 
 
@@ -90,29 +93,30 @@ def _int8_int4(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
 
 
 def _intx_weight_only(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
-    found = _intx_kind(config, config.granularity, config.mapping_type, k)
-    if found == "int8":
-        return aoq.Int8WeightOnlyConfig(scale_dtype=config.scale_dtype)
-    if found is None:
+    granularity = _intx_granularity(config, config.granularity, config.mapping_type, k)
+    if granularity is None:
         return None
-    return aoq.Int4WeightOnlyConfig(found, mapping_type=_mapping(config.mapping_type), scale_dtype=config.scale_dtype)
+    mapping = _mapping(config.mapping_type)
+    return aoq.IntxWeightOnlyConfig(config.weight_dtype, granularity, mapping, config.scale_dtype)
 
 
 def _int8_intx(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
-    found = _intx_kind(config, config.weight_granularity, config.weight_mapping_type, k)
-    act_mapping, scale_dtype = _mapping(config.act_mapping_type), config.weight_scale_dtype
-    if found is None:
+    granularity = _intx_granularity(config, config.weight_granularity, config.weight_mapping_type, k)
+    if granularity is None:
         return None
-    if found == "int8":
-        return aoq.Int8DynamicActivationInt8WeightConfig(act_mapping, scale_dtype=scale_dtype)
-    mapping = _mapping(config.weight_mapping_type)
-    return aoq.Int8DynamicActivationInt4WeightConfig(found, mapping, act_mapping, scale_dtype)
+    mapping, act_mapping = _mapping(config.weight_mapping_type), _mapping(config.act_mapping_type)
+    fields = (config.weight_dtype, granularity, mapping, config.weight_scale_dtype)
+    return aoq.Int8DynamicActivationIntxWeightConfig(*fields, act_mapping)
 
 
 def _float8_weight_only(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
-    if config.granularity not in _FLOAT8_GRANULARITIES:
+    granularity = config.granularity
+    if isinstance(granularity, PerGroup) and _is_group(granularity.group_size, k):
+        e4m3 = config.weight_dtype == torch.float8_e4m3fn
+        return aoq.Float8WeightOnlyConfig(granularity=aoq.PerGroup(granularity.group_size)) if e4m3 else None
+    if granularity not in _FLOAT8_GRANULARITIES:
         return None
-    return aoq.Float8WeightOnlyConfig(config.weight_dtype, _FLOAT8_GRANULARITIES[config.granularity])
+    return aoq.Float8WeightOnlyConfig(config.weight_dtype, _FLOAT8_GRANULARITIES[granularity])
 
 
 def _float8_float8(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | None:
@@ -124,15 +128,13 @@ def _float8_float8(config: Any, k: int, embedding: bool) -> aoq.AOBaseConfig | N
     return aoq.Float8DynamicActivationFloat8WeightConfig(config.activation_dtype, config.weight_dtype, both, *bounds)
 
 
-def _intx_kind(config: Any, granularity: Any, mapping: MappingType, k: int) -> Any:
-    """The group size of an int4 weight, "int8" for an int8 one with a scale per row, None for any other."""
+def _intx_granularity(config: Any, granularity: Any, mapping: MappingType, k: int) -> Any:
+    """That of weights of a few bits as aoq quantizes them, or None: torchao has to."""
     if config.intx_choose_qparams_algorithm != "affine" or mapping is MappingType.SYMMETRIC_NO_CLIPPING_ERR:
         return None
-    group = granularity.group_size if isinstance(granularity, PerGroup) else max(k, 8)
-    if str(config.weight_dtype) == "torch.int4" and _is_group(group, k):
-        return group
-    per_row = config.weight_dtype is torch.int8 and group >= k and mapping is MappingType.SYMMETRIC
-    return "int8" if per_row else None
+    if not isinstance(granularity, PerGroup):
+        return aoq.PerAxis(0)
+    return aoq.PerGroup(granularity.group_size) if _is_group(granularity.group_size, k) else None
 
 
 def _is_group(size: int, k: int) -> bool:
@@ -230,10 +232,12 @@ def _int8(w: Any, embedding: bool) -> QuantizedTensor:
     activations = w.act_quant_kwargs
     if activations is not None and (w.act_quant_scale is not None or activations.granularity != PerRow()):
         raise Unsupported("Int8Tensor: aoq quantizes activations per token, as they come")
-    rows = w.shape[:-1]
-    if w.scale.numel() not in (1, rows.numel()) or (w.zero_point is not None and w.zero_point.any()):
-        raise Unsupported("Int8Tensor: aoq's int8 weights have a scale per row and no zero points")
+    rows, group, k = w.shape[:-1], w.block_size[-1], w.shape[-1]
     mapping = None if activations is None else activations.mapping_type.name.lower()
+    if group < k and w.scale.shape == (*rows, -(-k // group)) and _is_group(group, k):
+        return _intx_tensor(w, 8, w.scale, w.zero_point, mapping)
+    if w.scale.numel() not in (1, rows.numel()) or (w.zero_point is not None and w.zero_point.any()):
+        raise Unsupported("Int8Tensor: aoq's int8 weights have scales per row or group, and no zero points per row")
     return _int8_tensor(w, w.scale.expand(*rows, 1) if w.scale.numel() == 1 else w.scale.reshape(*rows, 1), mapping)
 
 
@@ -243,15 +247,17 @@ def _intx(w: Any, embedding: bool) -> QuantizedTensor:
         raise Unsupported(f"IntxUnpackedToInt8Tensor: expected 2 dimensions, got shape {tuple(w.shape)}")
     bits = int(str(w.target_dtype).removeprefix("torch.int"))
     group, k = w.block_size[-1], w.shape[-1]
-    quantizes = w.activation_quantization is not None
-    if bits <= 4 and (group % 8 == 0 or group >= k):
-        exact = w.scale.dtype if w.zero_point.dtype == torch.int8 else torch.float32
+    mapping = None if w.activation_quantization is None else "asymmetric"
+    if bits == 8 and group == k and not w.zero_point.any():
+        return _int8_tensor(w, w.scale, mapping)
+    if not _is_group(group, k):
+        raise Unsupported(f"IntxUnpackedToInt8Tensor: aoq has no kernel for int{bits} weights in groups of {group}")
+    exact = w.scale.dtype if w.zero_point.dtype == torch.int8 else torch.float32
+    if bits == 4:
         zero_point = (w.zero_point.float() + 8).to(exact) if w.zero_point.any() else None
         qdata = _pack_nibbles((w.qdata + 8).view(torch.uint8))
-        return _int4(w, qdata, w.scale.to(exact), zero_point, "asymmetric" if quantizes else "")
-    if group == k and not w.zero_point.any():
-        return _int8_tensor(w, w.scale, "asymmetric" if quantizes else None)
-    raise Unsupported(f"IntxUnpackedToInt8Tensor: aoq has no kernel for int{bits} weights in groups of {group}")
+        return _int4(w, qdata, w.scale.to(exact), zero_point, mapping or "")
+    return _intx_tensor(w, bits, w.scale.to(exact), w.zero_point, mapping)
 
 
 def _float8(w: Any, embedding: bool) -> QuantizedTensor:
@@ -264,10 +270,22 @@ def _float8(w: Any, embedding: bool) -> QuantizedTensor:
         granularity = "tensor" if activations.granularity == PerTensor() else "row"
         act = (activations.float8_dtype, granularity, activations.hp_value_lb, activations.hp_value_ub)
     if w.scale.numel() != 1 and w.scale.shape != (*rows, 1):
-        raise Unsupported(f"Float8Tensor: aoq's scales are per row or tensor, not in blocks of {tuple(w.block_size)}")
+        return _float8_blocks(w)
     scale = w.scale.reshape((1,) * w.dim()).expand(*rows, 1) if w.scale.numel() == 1 else w.scale
     attrs = (w.qdata.dtype, *act, "plain")
     return aoq.Float8Tensor(w.qdata, scale.contiguous(), *attrs, shape=w.shape, dtype=w.dtype)
+
+
+def _float8_blocks(w: Any) -> QuantizedTensor:
+    """qdata e4m3 [n, k]; a scale for each block of rows and columns, which each of its rows then has."""
+    block, group = w.block_size[-2:]
+    fits = w.dim() == 2 and w.qdata.dtype == torch.float8_e4m3fn and _is_group(group, w.shape[-1])
+    if w.act_quant_kwargs is not None or not fits:
+        text = f"of {w.qdata.dtype} in blocks of {tuple(w.block_size)}, activations {w.act_quant_kwargs}"
+        raise Unsupported(f"Float8Tensor: aoq has no kernel for weights {text}")
+    scale = w.scale.repeat_interleave(block, 0)[: len(w.qdata)].contiguous()
+    attrs = (group, "plain", "fp8_e4m3_grouped")
+    return aoq.FloatxTensor(w.qdata, scale, None, None, *attrs, shape=w.shape, dtype=w.dtype)
 
 
 _TENSORS: dict[type, Callable[[Any, bool], QuantizedTensor]] = {
@@ -303,6 +321,17 @@ def _int4(w: Any, qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_m
 
 def _int8_tensor(w: Any, scale: Tensor, act_mapping: str | None) -> QuantizedTensor:
     return aoq.Int8Tensor(w.qdata, scale.contiguous(), None, act_mapping, "plain", shape=w.shape, dtype=w.dtype)
+
+
+def _intx_tensor(
+    w: Any, bits: int, scale: Tensor, zero_point: Tensor | None, act_mapping: str | None
+) -> QuantizedTensor:
+    """qdata int8 [n, k] around 0, scale and zero_point [n, G]."""
+    middle = 1 << (bits - 1)
+    qdata = from_codes((w.qdata.int() + middle).to(torch.uint8), bits)
+    zero_point = None if zero_point is None or not zero_point.any() else (zero_point.float() + middle).to(scale.dtype)
+    attrs = (w.block_size[-1], "plain", bits, act_mapping)
+    return aoq.IntxTensor(qdata, scale.contiguous(), zero_point, None, *attrs, shape=w.shape, dtype=w.dtype)
 
 
 def _pack_nibbles(codes: Tensor) -> Tensor:
