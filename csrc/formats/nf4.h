@@ -1,5 +1,5 @@
 // NormalFloat of 4 bits, in groups: the quantiles of a normal distribution scaled to [-1, 1], with 0 among them
-// (Dettmers et al., QLoRA, appendix E).
+// (Dettmers et al., QLoRA, appendix E). Its values are rounded where x is bf16.
 #pragma once
 #include "formats/format.h"
 

@@ -15,7 +15,9 @@ from rounding import check_rounding
 N, K, GROUP = 72, 208, 64
 ENDS, M = (3, 3, 73, 82), 90  # an expert without rows, one of several tiles, and 8 rows that are no one's
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-WAYS = [(format, x_as) for format in FORMATS.values() for x_as in format.ops]
+# Tables, and groups of 8-bit codes, have no kernels there yet.
+ON_CUDA = [format for format in FORMATS.values() if not format.values and not (format.bits == 8 and format.grouped)]
+WAYS = [(format, x_as) for format in ON_CUDA for x_as in format.ops]
 ways = pytest.mark.parametrize("format, x_as", WAYS, ids=[f"{format.name}-{x_as}" for format, x_as in WAYS])
 
 
