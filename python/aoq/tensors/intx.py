@@ -25,7 +25,7 @@ from aoq.tensors import int4, int8
 from aoq.tensors.base import QuantizedTensor, check_act_mapping, check_scale_dtype
 from aoq.tensors.formats import WeightFormat
 from aoq.tensors.packed import GroupedTensor, GroupedWeight
-from aoq.tensors.parts import Codes, RowSums
+from aoq.tensors.parts import Codes, ColumnOrder, RowSums
 from aoq.tensors.parts import PerGroup as PartPerGroup
 
 # Widths that have a format of their own; of 4 and 8 bits there are Int4Tensor and Int8Tensor.
@@ -238,7 +238,8 @@ def format_of(name: str, dtype: torch.dtype, bits: int) -> WeightFormat:
         f"int8-{name}": Int8DynamicActivationIntxWeightConfig(dtype, PerGroup(64), MappingType.ASYMMETRIC),
     }
     title = f"{name} groupwise, symmetric or with float zero points"
-    return WeightFormat(name, title, (codes, *scales, RowSums("w_sum", partial(row_sums, name))), floats, configs)
+    parts = (codes, *scales, RowSums("w_sum", partial(row_sums, name)), ColumnOrder("order"))
+    return WeightFormat(name, title, parts, floats, configs)
 
 
 BY_BITS = {bits: format_of(dtype_name(dtype), dtype, bits) for dtype, bits in WIDTHS.items()}
