@@ -158,7 +158,7 @@ def convert(
     max_shard: Annotated[float, typer.Option(help="GB that a file may have.")] = 2.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")] = False,
 ) -> None:
-    """Write a checkpoint of GPTQ, AWQ, compressed-tensors, AutoRound, HQQ or torchao as aoq's: the same codes and scales."""
+    """Write a checkpoint of GPTQ, AWQ, compressed-tensors, AutoRound, HQQ or torchao as aoq's, code for code."""
     _quiet_transformers()
     from aoq.storage.convert import convert_checkpoint
 

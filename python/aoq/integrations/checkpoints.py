@@ -4,8 +4,8 @@
     model = AutoModelForCausalLM.from_pretrained(directory)  # GPTQ, AWQ, compressed-tensors, AutoRound, HQQ
 
 Codes and scales stay as they are, and no other package is needed. From then on aoq, and not transformers' own
-integration, reads checkpoints with these quant_methods; `model.save_pretrained` writes aoq's. Without the import nothing
-changes.
+integration, reads checkpoints with these quant_methods, and `model.save_pretrained` writes aoq's. Without the import
+nothing changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Quantize a checkpoint on disk, or convert others' quantized ones, weight by weight: a directory (or GGUF file) in, one out.
+"""Quantize a checkpoint on disk, or convert another's, weight by weight: a directory (or GGUF file) in, one out.
 
 Memory holds one output shard and one source weight. The output gets its name only when it is whole; the source
 is only read.
@@ -245,7 +245,7 @@ class ForeignDirectory:
                     yield name, tensors[name]
 
     def _is_spare_bias(self, name: str, tensor: Tensor, names: Mapping[str, str | None]) -> bool:
-        """Whether it is the bias of a quantized linear that has none in the model. Raises ValueError if it adds much."""
+        """Whether it is a quantized linear's bias of zeros that the model lacks. Raises ValueError for another bias."""
         module, _, last = name.rpartition(".")
         if last != "bias" or names[name] or not isinstance(self.stored.get(f"{module}.weight"), ForeignWeight):
             return False

@@ -82,8 +82,9 @@ class Reader(ABC):
 
     # ---- what a producer defines
 
+    @abstractmethod
     def check(self) -> None:
-        """Raises ValueError for settings that cannot be read here."""
+        """Takes what it needs from the settings. Raises ValueError for those that cannot be read here."""
 
     @abstractmethod
     def weight(self, module: str, roles: Mapping[str, str]) -> StoredWeight | None:

@@ -19,9 +19,10 @@ from aoq.tensors.base import QuantizedTensor
 
 # What HQQ stores of a weight, beside its parts, of how it was made and how it is to be run.
 _FIELDS = (
-    "nbits group_size axis shape packing view_as_float channel_wise optimize round_zero compute_dtype unpack_view_dtype "
-    "offload_meta quant_scale quant_zero stores_quant_config encoded_state_dict"
-).split()
+    *("nbits", "group_size", "axis", "shape", "packing", "view_as_float", "channel_wise", "optimize", "round_zero"),
+    *("compute_dtype", "unpack_view_dtype", "offload_meta", "quant_scale", "quant_zero"),
+    *("stores_quant_config", "encoded_state_dict"),
+)
 
 
 class HqqReader(Reader):
