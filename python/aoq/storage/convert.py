@@ -224,7 +224,9 @@ class ForeignDirectory:
         reader_of(self.settings, file)  # before anything else is read
         self.config: PreTrainedConfig = AutoConfig.from_pretrained(path)
         self.files = weight_files(path)
-        dtype = self.config.dtype or torch.float16
+        dtype = self.config.dtype or self.config.get_text_config().dtype or torch.float16
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype)
         self.found = foreign_checkpoint(self.files, self.settings, file, dtype)
         self.stored = self.found.weights
         self.formats: Counter[tuple[str, str]] = Counter()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aoq.ops.bits import from_codes, to_codes
 from aoq.ops.dtypes import FLOAT_DTYPES, dtype_name
-from aoq.storage.checkpoint import StoredWeight, tensor_headers
+from aoq.storage.checkpoint import StoredWeight, open_safetensors, tensor_headers
 from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.int4 import Int4Tensor, Int8Int4Tensor
 from aoq.tensors.int8 import Int8Tensor
@@ -78,6 +78,7 @@ class Reader(ABC):
         self.dtype = dtype if dtype in FLOAT_DTYPES else torch.bfloat16
         self.notes: dict[str, None] = {}
         self.left: dict[str, str] = {}
+        self._values: dict[str, dict[str, Tensor]] = {}
         self.check()
 
     # ---- what a producer defines
@@ -135,6 +136,17 @@ class Reader(ABC):
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.stored[name][1].shape)
+
+    def values(self, role: str) -> dict[str, Tensor]:
+        """Every stored tensor of a role, with its data: small ones, that say what shape a weight has."""
+        if role not in self._values:
+            found: dict[str, Tensor] = {}
+            for file in {file for file, _ in self.stored.values()}:
+                with open_safetensors(file) as opened:
+                    names = [name for name in opened.keys() if name.rpartition(".")[2] == role]  # noqa: SIM118
+                    found |= {name: opened.get_tensor(name) for name in names}
+            self._values[role] = found
+        return self._values[role]
 
     def need(self, module: str, roles: Mapping[str, str], *names: str) -> None:
         """Raises ValueError if a weight lacks a stored tensor."""

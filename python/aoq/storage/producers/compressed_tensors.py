@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from aoq.ops.bits import from_codes, to_codes
 from aoq.ops.dtypes import FLOAT_DTYPES
-from aoq.storage.checkpoint import StoredWeight, open_safetensors
+from aoq.storage.checkpoint import StoredWeight
 from aoq.storage.producers.base import Reader, Roles, integers, stream
 from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.fp8 import Float8Tensor
@@ -164,7 +163,7 @@ class CompressedTensorsReader(Reader):
             if not symmetric:
                 stored = parts["weight_zero_point"]
                 if zeros_packed:
-                    zeros = to_codes(stream(stored.t()), n, bits).t()
+                    zeros = to_codes(stream(stored.t()), n, bits)[:, :n].t()
                 else:
                     zeros = (stored.int() + middle).reshape(-1, groups).expand(n, groups)
             g_idx = parts.get("weight_g_idx")
@@ -190,7 +189,7 @@ class CompressedTensorsReader(Reader):
         self.need(module, roles, "weight_shape")
         where, name = roles["weight_packed"], roles["weight_shape"]
         self.expect(name, (torch.int64, torch.int32), (2,))
-        shape = self.shapes[name].tolist()
+        shape = self.values("weight_shape")[name].tolist()
         if shape[0] != self.shape(where)[0] or shape[1] < 1:
             raise self.error(name, f"expected [{self.shape(where)[0]}, k] by {where}, got {shape}")
         words = -(-shape[1] * bits // 32)
@@ -201,16 +200,6 @@ class CompressedTensorsReader(Reader):
                 where, f"expected {words} words a row for {shape[1]} codes of {bits} bits, got {width}{text}"
             )
         return int(shape[1])
-
-    @functools.cached_property
-    def shapes(self) -> dict[str, Tensor]:
-        """Every `weight_shape` in the checkpoint."""
-        found: dict[str, Tensor] = {}
-        for file in {file for file, _ in self.stored.values()}:
-            with open_safetensors(file) as opened:
-                names = [name for name in opened.keys() if name.endswith("weight_shape")]  # noqa: SIM118 (not a dict)
-                found |= {name: opened.get_tensor(name) for name in names}
-        return found
 
     def _strategy(self, where: str, weights: Group, n: int, k: int) -> tuple[int, int, tuple[tuple[int, ...], ...]]:
         """The size of groups, how many a row has, and the shapes that scales may have."""

@@ -84,7 +84,7 @@ def gptq_weight(
         zeros = None
         if "qzeros" in parts:
             # One by one, and within their bits: the largest stored one stands for 0.
-            stored = to_codes(stream(parts["qzeros"]), n, bits).int()
+            stored = to_codes(stream(parts["qzeros"]), n, bits)[:, :n].int()
             zeros = ((stored + zero_offset) & ((1 << bits) - 1)).t()
         return integers(
             stream(parts["qweight"].t()),

@@ -13,7 +13,7 @@ import torch
 
 from aoq.ops.bits import from_codes
 from aoq.ops.dtypes import FLOAT_DTYPES
-from aoq.storage.checkpoint import StoredWeight, open_safetensors
+from aoq.storage.checkpoint import StoredWeight
 from aoq.storage.producers.base import Reader, Roles, integers
 from aoq.tensors.base import QuantizedTensor
 
@@ -52,8 +52,7 @@ class HqqReader(Reader):
         self.need(module, roles, "scale", "zero", "shape")
         codes, scale, zero = roles["W_q"], roles["scale"], roles["zero"]
         self.expect(roles["shape"], (torch.int64, torch.int32), (2,))
-        with open_safetensors(self.stored[roles["shape"]][0]) as opened:
-            n, k = opened.get_tensor(roles["shape"]).tolist()
+        n, k = self.values("shape")[roles["shape"]].tolist()
         group = self.group
         if n < 1 or k < 1 or k % group or (n * k // group) % 2:
             raise self.error(
