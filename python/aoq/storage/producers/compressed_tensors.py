@@ -152,7 +152,7 @@ class CompressedTensorsReader(Reader):
         def codes(part: Tensor) -> Tensor:
             if packed:
                 return stream(part)[:, : -(-k * bits // 8)]
-            if bool(((part < -middle) | (part >= middle)).any()):
+            if bits < 8 and bool(((part < -middle) | (part >= middle)).any()):
                 raise ValueError(f"expected codes of {bits} bits, got others")
             return torch.cat(
                 [from_codes(((rows.int() + middle) & mask).to(torch.uint8), bits) for rows in part.split(256)]
