@@ -192,7 +192,12 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
     "no scales": (gptq(), GPTQ, {"q_proj_scales": None}, r"model.safetensors: .*its .*q_proj.scales is missing"),
     "no codes": (gptq(), GPTQ, {"q_proj_qweight": None}, r"model.safetensors: .*its .*q_proj.qweight is missing"),
     "bits": (gptq(), {**GPTQ, "bits": 8}, {}, r"model.safetensors: .*: expected shape .* by config.json"),
-    "group": (gptq(), {**GPTQ, "group_size": 16}, {}, r"scales: expected shape \[6, 64\] by config.json, got \[3, 64\]"),
+    "group": (
+        gptq(),
+        {**GPTQ, "group_size": 16},
+        {},
+        r"scales: expected shape \[6, 64\] by config.json, got \[3, 64\]",
+    ),
     "dtype": (gptq(), GPTQ, {"q_proj_qweight": ZEROS(8, 64)}, r"q_proj.qweight: expected int32, got float32"),
     "g_idx": (
         gptq(),

@@ -105,6 +105,7 @@ class ForeignQuantizer(AoqQuantizer):
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
         model = model or self.model  # none in older releases of transformers
+        assert model is not None
         names = check_weights(model, self.checkpoint, weight_conversions)
         self.transposed = {name for name in names.values() if name and is_conv1d(_owner(model, name))}
         return super().update_weight_conversions(weight_conversions, model)

@@ -203,8 +203,11 @@ class Quantized(Protocol):
     """A checkpoint whose weights are quantized already, by others."""
 
     config: PreTrainedConfig
-    stored: Mapping[str, StoredWeight]
     skips: list[str] | None  # modules that are not quantized, if the checkpoint says so
+
+    @property
+    def stored(self) -> Mapping[str, StoredWeight]:
+        """All that is in it, by name."""
 
     def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         """Each weight by its name, those that are quantized as aoq tensors in the plain layout."""
@@ -224,7 +227,7 @@ class ForeignDirectory:
         reader_of(self.settings, file)  # before anything else is read
         self.config: PreTrainedConfig = AutoConfig.from_pretrained(path)
         self.files = weight_files(path)
-        dtype = self.config.dtype or self.config.get_text_config().dtype or torch.float16
+        dtype: Any = self.config.dtype or self.config.get_text_config().dtype or torch.float16
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype)
         self.found = foreign_checkpoint(self.files, self.settings, file, dtype)
