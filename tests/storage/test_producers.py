@@ -50,8 +50,8 @@ KINDS: dict[str, tuple[Any, dict[str, Any], type[QuantizedTensor]]] = {
         Int8Tensor,
     ),
     "awq": (awq(), AWQ, Int4Tensor),
-    "auto-round": (gptq(offset=0), AUTO_ROUND, Int4Tensor),
-    "auto-round-gptq": (gptq(), {**AUTO_ROUND, "packing_format": "auto_round:auto_gptq"}, Int4Tensor),
+    "auto-round": (gptq(offset=0), {**AUTO_ROUND, "packing_format": "auto_round"}, Int4Tensor),
+    "auto-round-gptq": (gptq(), AUTO_ROUND, Int4Tensor),
     "auto-round-awq": (awq(), {**AUTO_ROUND, "packing_format": "auto_round:auto_awq"}, Int4Tensor),
     "hqq": (hqq(), HQQ, Int4Tensor),
 }

@@ -12,7 +12,13 @@ from aoq.storage.producers.base import Reader
 from aoq.storage.producers.gptq import gptq_weight
 
 # What stored zero points lack, of those laid out as GPTQ's.
-_ZERO_OFFSETS = {"auto_round:auto_gptq": 1, "auto_round": 0, "auto_round:gptqmodel": 0}
+_ZERO_OFFSETS = {
+    "auto_round:auto_gptq": 1,
+    "auto_round:gptq": 1,
+    "auto": 1,
+    "auto_round": 0,
+    "auto_round:gptqmodel": 0,
+}
 _AWQ = ("auto_round:auto_awq", "auto_round:awq")
 
 
@@ -21,7 +27,7 @@ class AutoRoundReader(Reader):
     roles = frozenset({"qweight", "qzeros", "scales", "g_idx"})
 
     def check(self) -> None:
-        self.packing = self.setting("packing_format", "backend", default="auto_round")
+        self.packing = self.setting("packing_format", "backend", default="auto_round:auto_gptq")
         if self.packing not in (*_ZERO_OFFSETS, *_AWQ):
             known = ", ".join((*_ZERO_OFFSETS, *_AWQ))
             raise ValueError(f"{self.file}: packing_format: expected one of {known}, got {self.packing!r}")
