@@ -21,11 +21,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from example_models import tiny_model
+from foreign_checkpoints import gptq, write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SOURCES = ("DIR", "SmolLM2-135M-Instruct")  # what the reader has, or has got
+QUANTIZED = "DIR-GPTQ"  # the same, quantized by another library
 COMMANDS = ("python", "sh", "console")
 
 
@@ -92,12 +94,20 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / QUANTIZED
+    write_checkpoint(directory, gptq(), {"quant_method": "gptq", "bits": 4, "group_size": 32})
+    return directory
+
+
 @pytest.mark.parametrize(
     "block", [pytest.param(block, marks=[pytest.mark.slow] * (block.note == "slow")) for block in RUN], ids=str
 )
-def test_blocks_run(block: Block, source: Path, tmp_path: Path) -> None:
+def test_blocks_run(block: Block, source: Path, quantized: Path, tmp_path: Path) -> None:
     for name in SOURCES:
         (tmp_path / name).symlink_to(source)
+    (tmp_path / QUANTIZED).symlink_to(quantized)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-"] if block.kind == "python" else ["bash", "-e", "-o", "pipefail"]
     done = subprocess.run(command, input=block.commands, cwd=tmp_path, capture_output=True, text=True, env=environment)

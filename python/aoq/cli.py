@@ -153,19 +153,20 @@ def quantize(
 @app.command()
 @one_line_errors
 def convert(
-    source: Annotated[Path, typer.Argument(help="A directory with a checkpoint of torchao's.")],
+    source: Annotated[Path, typer.Argument(help="A directory that others quantized.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
     max_shard: Annotated[float, typer.Option(help="GB that a file may have.")] = 2.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")] = False,
 ) -> None:
-    """Write torchao's checkpoint as aoq's: the same codes and scales."""
+    """Write a checkpoint of GPTQ, AWQ, compressed-tensors, AutoRound, HQQ or torchao as aoq's, code for code."""
     _quiet_transformers()
     from aoq.storage.convert import convert_checkpoint
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = convert_checkpoint(source, output, max_shard_bytes=_shard_bytes(max_shard), overwrite=overwrite)
     lines = str(report).splitlines()
-    console.print("\n".join([lines[0].replace("quantized", "converted", 1), *lines[1:], f"written to {output}"]))
+    lines[0] = lines[0].replace("quantized", "converted", 1)
+    console.print("\n".join([*lines, f"written to {output}"]), highlight=False)
 
 
 def _config(

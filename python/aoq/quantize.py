@@ -66,6 +66,7 @@ class QuantizeReport:
 
     quantized: list[QuantizedWeight] = field(default_factory=list)
     skipped: list[SkippedWeight] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what else there is to say, each a line
 
     @property
     def bytes_before(self) -> int:
@@ -87,7 +88,7 @@ class QuantizeReport:
         ]
         reasons = Counter(weight.reason for weight in self.skipped)
         lines += [f"left {count} as they are: {reason}" for reason, count in reasons.most_common()]
-        return "\n".join(lines)
+        return "\n".join(lines + self.notes)
 
     def log(self, chosen: bool = False) -> None:
         """Writes the report to the log "aoq" as one line, and a warning if little is quantized that was not `chosen`.
@@ -213,10 +214,10 @@ class _ExtraRepr:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` multiplies by its weight and does nothing else."""
-    return isinstance(module, nn.Linear) or _is_conv1d(module)
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     """Whether `module` is GPT-2's linear, whose weight is [k, n]."""
     return any(
         (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D") for kind in type(module).__mro__
@@ -229,7 +230,7 @@ def quantize_weight(config: AOBaseConfig, weight: Tensor, module: nn.Module) -> 
     A weight [..., k, n] becomes the transpose of a quantized [..., n, k].
     """
     # Experts of transformers say so of themselves.
-    if (_is_conv1d(module) and weight.dim() == 2) or (
+    if (is_conv1d(module) and weight.dim() == 2) or (
         getattr(module, "is_transposed", False) is True and weight.dim() == 3
     ):
         return config.quantize(weight.transpose(-1, -2).contiguous()).transpose(-1, -2)  # type: ignore[return-value]

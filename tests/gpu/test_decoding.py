@@ -26,7 +26,9 @@ def of_all_codes(format):
     codes = codes[(torch.arange(n)[:, None] + torch.arange(K)) % len(codes)]
     if format.bits == 8 and format.plain_dtype != torch.uint8:
         return codes, codes.view(format.plain_dtype).float()
-    return codes, torch.tensor(format.values or range(-(1 << format.bits - 1), 1 << format.bits - 1))[codes.int()].float()
+    return codes, torch.tensor(format.values or range(-(1 << format.bits - 1), 1 << format.bits - 1))[
+        codes.int()
+    ].float()
 
 
 def parts_of(format, codes, zero=None):

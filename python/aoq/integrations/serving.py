@@ -25,7 +25,6 @@ from aoq.integrations.quantization_config import AoqConfig
 from aoq.ops.dtypes import FLOAT_DTYPES
 from aoq.quantize import check_names
 from aoq.storage.checkpoint import StoredWeight, stored_weights, weight_files
-from aoq.storage.safetensors import unflatten_one
 from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.int4 import Int4WeightOnlyConfig
 from aoq.tensors.module import WeightModule, weight_module
@@ -63,7 +62,7 @@ class Source:
         """The weight, in the plain layout, from what the parameters were loaded with."""
         tensors = {name: params[param] for param, name in self.params.items()}
         if self.stored.description:
-            w = unflatten_one(self.stored.name, self.stored.description, tensors, pack=False)
+            w = self.stored.read(tensors, pack=False)
             return w if w.dtype == dtype else w.rebuild(w.parts(), dtype=dtype)
         loaded = tensors[self.stored.name].to(dtype)
         try:
@@ -371,6 +370,8 @@ def kind(w: Tensor) -> Any:
     """What tensors have in common that make one."""
     if not isinstance(w, QuantizedTensor):
         return None if type(w) in (Tensor, nn.Parameter) else id(w)  # subclasses of others may have no cat
+    if "order" in w.tensors:
+        return id(w)  # each gathers x in an order of its own
     attrs = [getattr(w, name) for name in w.attrs]
     return type(w), attrs, [None if part is None else part.dtype for part in w.parts()]
 

@@ -30,6 +30,7 @@ class TorchaoDirectory:
         self.settings = read_config(path).get("quantization_config") or {}
         if self.settings.get("quant_method") != "torchao":
             raise ValueError(f"{path}: expected a checkpoint of torchao's, got {self.settings.get('quant_method')!r}")
+        self.skips: list[str] | None = self.settings.get("modules_to_not_convert")
         self.config: PreTrainedConfig = AutoConfig.from_pretrained(path)
         self.pickles = [path / name for name in _pickles(path)]
         self.files = [] if self.pickles else weight_files(path)
@@ -49,6 +50,9 @@ class TorchaoDirectory:
                 except ValueError as error:
                     raise ValueError(f"{self.path}: {name}: {error}") from error
             yield name, w.unpack() if isinstance(w, QuantizedTensor) else w
+
+    def notes(self) -> list[str]:
+        return []
 
     def _stored(self) -> Iterator[tuple[str, Tensor]]:
         with ExitStack() as stack:

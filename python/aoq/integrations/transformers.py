@@ -47,7 +47,7 @@ from aoq.integrations.transformers_names import (
 )
 from aoq.quantize import SkippedWeight, dequantize_, is_linear, quantize_weight, report_loaded, show_quantized
 from aoq.storage.checkpoint import StoredWeight, open_safetensors, read_config, stored_weights, verify, weight_files
-from aoq.storage.safetensors import flatten, hashes, part_names, unflatten_one
+from aoq.storage.safetensors import flatten, hashes, part_names
 from aoq.tensors.base import QuantizedTensor
 
 logger = logging.getLogger("aoq")
@@ -115,7 +115,7 @@ class AoqQuantizer(HfQuantizer):
         if self.pre_quantized:
             self.model = model
             self.files = [Path(file) for file in checkpoint_files or ()]
-            self.checkpoint = stored_weights(self.files)
+            self.checkpoint = self.read_stored(model)
             if os.environ.get("AOQ_VERIFY") == "1":
                 verify(self.files)
             self.stored = {name: weight for name, weight in self.checkpoint.items() if weight.description}
@@ -123,6 +123,10 @@ class AoqQuantizer(HfQuantizer):
                 logger.warning("quantization_config is aoq's, but no weight in the checkpoint is quantized")
         else:
             self._choose(model)
+
+    def read_stored(self, model: PreTrainedModel) -> dict[str, StoredWeight]:
+        """What is in the checkpoint's files."""
+        return stored_weights(self.files)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         return param_name in self.configs or param_name in self.firsts
@@ -203,7 +207,11 @@ class AoqQuantizer(HfQuantizer):
         for file in self.files:
             with open_safetensors(file) as opened:
                 parts |= {part: opened.get_tensor(part) for part in weight.parts.keys() & set(opened.keys())}
-        return unflatten_one(weight.name, weight.description, parts).to(dtype)  # type: ignore[return-value]
+        return self.assemble(name, parts).to(dtype)  # type: ignore[return-value]
+
+    def assemble(self, name: str, parts: Mapping[str, Tensor]) -> QuantizedTensor:
+        """The parameter `name`, packed, from the stored tensors that it is made of."""
+        return self.stored[name].read(parts)
 
     def wanted_dtype(self, model: PreTrainedModel, name: str) -> torch.dtype:
         """The dtype that a parameter is to have, in which `model` is made but for some."""
@@ -302,7 +310,7 @@ class _Read(ConversionOps):
         weight = self.hf_quantizer.stored[name]
         owner, dot, _ = weight.name.rpartition(".")
         parts = {owner + dot + part: values[0] for part, values in input_dict.items()}
-        w = unflatten_one(weight.name, weight.description, parts).to(self.hf_quantizer.wanted_dtype(model, name))
+        w = self.hf_quantizer.assemble(name, parts).to(self.hf_quantizer.wanted_dtype(model, name))
         return {name: [nn.Parameter(w, requires_grad=False)]}
 
 

@@ -17,6 +17,7 @@ from aoq.config import decode
 from aoq.ops.dtypes import dtype_name
 from aoq.progress import track
 from aoq.storage.safetensors import check_hash, is_quantized, is_torchao, part_name, stored_hashes, unflatten_one
+from aoq.tensors.base import QuantizedTensor
 
 _DTYPES = {
     "F64": torch.float64,
@@ -46,7 +47,7 @@ class StoredWeight:
     shape, dtype: the weight's; of a quantized one, what it dequantizes to.
     nbytes: on disk, scales included.
     parts: the dtypes of the tensors that it is stored as, by name.
-    description: the metadata of a quantized weight, or nothing.
+    description: the metadata of a quantized weight, or what else says that it is one; or nothing.
     """
 
     name: str
@@ -60,6 +61,10 @@ class StoredWeight:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    def read(self, tensors: Mapping[str, torch.Tensor], *, pack: bool = True) -> QuantizedTensor:
+        """The weight, if it is quantized, from a dict with the tensors in `parts`; raises as `unflatten`."""
+        return unflatten_one(self.name, self.description, tensors, pack=pack)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -148,6 +153,16 @@ def verify(files: Iterable[Path]) -> tuple[int, int]:
     return verified, unknown
 
 
+def tensor_headers(file: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in a safetensors file by name, without its data; raises as `stored_weights`."""
+    with open_safetensors(file) as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        return {
+            name: torch.empty(part.get_shape(), dtype=_dtype(file, part.get_dtype()), device="meta")
+            for name, part in parts.items()
+        }
+
+
 def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
     """Every weight in a checkpoint's safetensors files, from their headers alone.
 
@@ -156,10 +171,8 @@ def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
     tensors: dict[str, torch.Tensor] = {}
     described: dict[str, tuple[Path, str]] = {}
     for file in files:
+        tensors |= tensor_headers(file)
         with open_safetensors(file) as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a dict)
-                part = opened.get_slice(name)
-                tensors[name] = torch.empty(part.get_shape(), dtype=_dtype(file, part.get_dtype()), device="meta")
             metadata = opened.metadata() or {}
         described |= {fqn: (file, text) for fqn, text in metadata.items() if is_quantized(text)}
     weights: dict[str, StoredWeight] = {}

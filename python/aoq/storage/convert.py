@@ -1,4 +1,4 @@
-"""Quantize a checkpoint on disk, or convert torchao's, weight by weight: a directory (or GGUF file) in, one out.
+"""Quantize a checkpoint on disk, or convert another's, weight by weight: a directory (or GGUF file) in, one out.
 
 Memory holds one output shard and one source weight. The output gets its name only when it is whole; the source
 is only read.
@@ -16,8 +16,8 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,18 +29,22 @@ from aoq.config import AOBaseConfig, FqnToConfig
 from aoq.cpu import auto_dtype, say_choice
 from aoq.integrations.quantization_config import AoqConfig
 from aoq.integrations.transformers import AoqQuantizer, empty_model, with_embedding
+from aoq.integrations.transformers_foreign import check_weights, fitted
 from aoq.integrations.transformers_names import model_names
 from aoq.progress import track
 from aoq.quantize import QuantizedWeight, QuantizeReport, SkippedWeight, quantize_weight
 from aoq.storage.checkpoint import (
     INDEX,
     WEIGHTS,
+    StoredWeight,
     open_safetensors,
     read_config,
     read_json,
     stored_weights,
     weight_files,
 )
+from aoq.storage.producers import READERS, SETTINGS_FILES, foreign_checkpoint, reader_of, settings_of
+from aoq.storage.producers.base import ForeignWeight
 from aoq.storage.safetensors import flatten, save_file
 from aoq.tensors.base import QuantizedTensor
 
@@ -79,7 +83,7 @@ class SafetensorsDirectory:
         self.path = path
         self.files = weight_files(path)
         if quantized := read_config(path).get("quantization_config"):
-            hint = "; `aoq convert` reads it" if quantized.get("quant_method") == "torchao" else ""
+            hint = "; `aoq convert` reads it" if quantized.get("quant_method") in ("torchao", *READERS) else ""
             raise ValueError(f"{path}: is quantized already{hint}")
         self.stored = stored_weights(self.files)
         if any(weight.description for weight in self.stored.values()):
@@ -195,28 +199,99 @@ def quantize_checkpoint(
     return report
 
 
+class Quantized(Protocol):
+    """A checkpoint whose weights are quantized already, by others."""
+
+    config: PreTrainedConfig
+    skips: list[str] | None  # modules that are not quantized, if the checkpoint says so
+
+    @property
+    def stored(self) -> Mapping[str, StoredWeight]:
+        """All that is in it, by name."""
+
+    def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+        """Each weight by its name, those that are quantized as aoq tensors in the plain layout."""
+
+    def notes(self) -> list[str]:
+        """What else there is to say, once all weights were read."""
+
+
+class ForeignDirectory:
+    """A directory of a producer that `aoq.storage.producers` knows. Raises OSError or ValueError, naming the file."""
+
+    skips: list[str] | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file, self.settings = settings_of(path)
+        reader_of(self.settings, file)  # before anything else is read
+        self.config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+        self.files = weight_files(path)
+        dtype: Any = self.config.dtype or self.config.get_text_config().dtype or torch.float16
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype)
+        self.found = foreign_checkpoint(self.files, self.settings, file, dtype)
+        self.stored = self.found.weights
+        self.formats: Counter[tuple[str, str]] = Counter()
+        self.zero_biases = 0
+
+    def weights(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+        names = check_weights(model, self.stored)
+        with ExitStack() as stack:
+            opened = [stack.enter_context(open_safetensors(file)) for file in self.files]
+            holder = {key: file for file in opened for key in file.keys()}  # noqa: SIM118 (not a dict)
+            for name, weight in self.stored.items():
+                tensors = {part: holder[part].get_tensor(part) for part in weight.parts}
+                if isinstance(weight, ForeignWeight):
+                    w = weight.read(tensors, pack=False)
+                    self.formats[weight.format, w.label] += 1
+                    yield name, fitted(w, model, str(names[name]))
+                elif not self._is_spare_bias(name, tensors[name], names):
+                    yield name, tensors[name]
+
+    def _is_spare_bias(self, name: str, tensor: Tensor, names: Mapping[str, str | None]) -> bool:
+        """Whether it is a quantized linear's bias of zeros that the model lacks. Raises ValueError for another bias."""
+        module, _, last = name.rpartition(".")
+        if last != "bias" or names[name] or not isinstance(self.stored.get(f"{module}.weight"), ForeignWeight):
+            return False
+        if tensor.any():
+            raise ValueError(f"{self.path}: {name}: is not zero, but config.json describes a model without it")
+        self.zero_biases += 1
+        return True
+
+    def notes(self) -> list[str]:
+        lines = [
+            f"{count} weights: {form} as {label}, codes and scales as they are"
+            for (form, label), count in self.formats.items()
+        ]
+        lines += [f"not exact: {note}" for note in self.found.notes]
+        left = Counter(self.found.left.values())
+        if self.zero_biases:
+            left["biases of zeros, which the model does not have"] = self.zero_biases
+        return lines + [f"left out {count} tensors: {reason}" for reason, count in left.items()]
+
+
 def convert_checkpoint(
     source: str | Path, destination: str | Path, *, max_shard_bytes: int = 2 << 30, overwrite: bool = False
 ) -> QuantizeReport:
-    """Writes torchao's checkpoint `source` as aoq's: the same codes and scales, nothing is quantized anew.
+    """Writes another library's checkpoint `source` as aoq's: the same codes and scales, nothing is quantized anew.
 
     Args:
-        source: a directory that transformers wrote with a `TorchAoConfig`, in safetensors or a pickle.
+        source: a directory of GPTQ's, AWQ's, compressed-tensors', AutoRound's or HQQ's, in safetensors; or one that
+            transformers wrote with a `TorchAoConfig`, in safetensors or a pickle.
         destination, max_shard_bytes, overwrite: as in `quantize_checkpoint`.
 
     Returns:
         What was converted, its bytes in `source` and now, and what was not quantized there.
 
     Raises:
-        ImportError: torchao is not installed, or another release of it.
+        ImportError: of a checkpoint of torchao's, torchao is not installed, or another release of it.
         OSError, ValueError: as `quantize_checkpoint`; and for a weight in a format that aoq does not have.
     """
     source, destination = Path(source), Path(destination)
     _check_shard(max_shard_bytes)
     _check_paths(source, destination, overwrite)
-    from aoq.integrations.torchao_checkpoint import TorchaoDirectory
-
-    opened = TorchaoDirectory(source)
+    opened = _open_quantized(source)
     model = empty_model(opened.config)
     report = QuantizeReport()
     configs: dict[str, AOBaseConfig] = {}
@@ -234,13 +309,33 @@ def convert_checkpoint(
         shards.close()
         if not configs:
             raise ValueError(f"{source}: has no quantized weights")
+        report.notes = opened.notes()
         kinds = list(configs.values())
         config = kinds[0] if all(each == kinds[0] for each in kinds) else FqnToConfig(dict(configs))
         written = read_json(directory / "config.json")
-        skips = opened.settings.get("modules_to_not_convert")
-        written["quantization_config"] = AoqConfig(config, skips).to_dict()
+        for key in ("quantization_config", "compression_config"):
+            written.pop(key, None)
+            if isinstance(written.get("text_config"), dict):
+                written["text_config"].pop(key, None)
+        written["quantization_config"] = AoqConfig(config, opened.skips).to_dict()
         (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        for other in SETTINGS_FILES:  # which described what the weights were
+            (directory / other).unlink(missing_ok=True)
     return report
+
+
+def _open_quantized(source: Path) -> Quantized:
+    """Raises ImportError where torchao's checkpoint needs torchao."""
+    settings = settings_of(source)[1]
+    if not settings:
+        raise ValueError(f"{source}: is not quantized: neither config.json nor {', '.join(SETTINGS_FILES)} says how")
+    if settings["quant_method"] == "aoq":
+        raise ValueError(f"{source}: is aoq's already")
+    if settings["quant_method"] != "torchao":
+        return ForeignDirectory(source)
+    from aoq.integrations.torchao_checkpoint import TorchaoDirectory
+
+    return TorchaoDirectory(source)
 
 
 def config_of(w: QuantizedTensor) -> AOBaseConfig:

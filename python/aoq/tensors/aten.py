@@ -184,9 +184,13 @@ def _new_zeros(
     if w.transposed or len(size) != w.dim() or tuple(size)[-1:] != w.weight_shape[-1:]:
         return torch.zeros(size, dtype=dtype or w.dtype, device=device or w.device)
     w = w.unpack()
-    return w.map(
-        lambda part: part.new_zeros((*size[:-1], part.shape[-1]), device=device), shape=size, dtype=dtype or w.dtype
-    )
+
+    def zeros(part: Tensor) -> Tensor:
+        if part.dim() < w.dim():  # what all rows share
+            return part.to(device or part.device, copy=True)
+        return part.new_zeros((*size[:-1], part.shape[-1]), device=device)
+
+    return w.map(zeros, shape=size, dtype=dtype or w.dtype)
 
 
 def _implement_factory(op: Any) -> None:

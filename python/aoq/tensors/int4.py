@@ -19,7 +19,7 @@ from aoq.ops.int8_int4_mm import int8_int4_mm
 from aoq.tensors.base import check_act_mapping, check_scale_dtype, check_weight
 from aoq.tensors.formats import WeightFormat
 from aoq.tensors.packed import GroupedTensor, GroupedWeight
-from aoq.tensors.parts import MOST_GROUP, Codes, PerGroup, RowSums
+from aoq.tensors.parts import MOST_GROUP, Codes, ColumnOrder, PerGroup, RowSums
 
 
 @dataclass
@@ -146,6 +146,7 @@ INT4 = WeightFormat(
         PerGroup("scale"),
         PerGroup("zero_point", optional=True),
         RowSums("w_sum", row_sums),
+        ColumnOrder("order"),
     ),
     floats,
     {"int4": Int4WeightOnlyConfig(), "int8-int4": Int8DynamicActivationInt4WeightConfig()},

@@ -23,7 +23,7 @@ from aoq.tensors import int4, int8
 from aoq.tensors.base import QuantizedTensor, check_act_mapping, check_scale_dtype
 from aoq.tensors.formats import WeightFormat
 from aoq.tensors.packed import GroupedTensor, GroupedWeight
-from aoq.tensors.parts import Codes, RowSums
+from aoq.tensors.parts import Codes, ColumnOrder, RowSums
 from aoq.tensors.parts import PerGroup as PartPerGroup
 
 # Widths that have a format of their own; of 4 and 8 bits there are Int4Tensor and Int8Tensor.
@@ -232,7 +232,7 @@ def format_of(of: Format, dtype: torch.dtype) -> WeightFormat:
         f"int8-{command(of)}": Int8DynamicActivationIntxWeightConfig(dtype, PerGroup(64), MappingType.ASYMMETRIC),
     }
     title = f"int{of.bits} groupwise, symmetric or with float zero points"
-    parts = (codes_of(of), *scales, RowSums("w_sum", partial(row_sums, name)))
+    parts = (codes_of(of), *scales, RowSums("w_sum", partial(row_sums, name)), ColumnOrder("order"))
     return WeightFormat(name, title, parts, floats, configs)
 
 

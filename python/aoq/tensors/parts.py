@@ -218,6 +218,35 @@ class RowScale(StoredPart):
 
 
 @dataclass(frozen=True)
+class ColumnOrder(StoredPart):
+    """int32 [k], of a matrix: which column of the weight each column of the other parts is. All rows share it."""
+
+    def shape(self, n: int, k: int, group: int) -> tuple[int, ...]:
+        return (k,)
+
+    def packed_shape(self, n: int, k: int, group: int, device: torch.device) -> tuple[int, ...]:
+        return (k,)
+
+    def dtypes(self, packed: bool, device: torch.device) -> tuple[torch.dtype, ...]:
+        return (torch.int32,)
+
+    def narrow_packed(self, part: Tensor, dim: int, start: int, length: int) -> Tensor:
+        return part
+
+    def pack(self, part: Tensor, k: int) -> Tensor:
+        return part
+
+    def unpack(self, packed: Tensor, n: int, k: int) -> Tensor:
+        return packed
+
+    def packed_rows(self, packed: Tensor, ids: Tensor, k: int) -> Tensor:
+        return packed
+
+    def narrow_k(self, part: Tensor, start: int, length: int, group: int) -> Tensor:
+        raise ValueError("slice: columns that are neighbours in the weight are not in its parts")
+
+
+@dataclass(frozen=True)
 class DerivedPart(Part):
     """A part that is made when a weight is packed; plain weights, and files, do not have it."""
 
