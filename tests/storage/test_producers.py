@@ -44,6 +44,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any], type[QuantizedTensor]]] = {
     "gptq-2": (gptq(bits=2), {**GPTQ, "bits": 2}, IntxTensor),
     "gptq-3": (gptq(bits=3), {**GPTQ, "bits": 3}, IntxTensor),
     "gptq-3-act-order": (gptq(bits=3, act_order=True), {**GPTQ, "bits": 3, "desc_act": True}, OrderedIntxTensor),
+    "gptq-8": (gptq(bits=8), {**GPTQ, "bits": 8}, IntxTensor),
     "gptq-8-per-row": (
         gptq(bits=8, group=-1, symmetric=True),
         {**GPTQ, "bits": 8, "group_size": -1, "sym": True},
@@ -205,7 +206,6 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
         {"q_proj_g_idx": ZEROS(64, dtype=torch.int32)},
         r"model.safetensors: .*q_proj.weight: g_idx: expected 32 columns in every group",
     ),
-    "8 bits in groups": (gptq(bits=8), {**GPTQ, "bits": 8}, {}, r"8 bits in groups of 32: aoq has int8 with a scale a"),
     "model": (gptq(), GPTQ, {}, r"_proj.weight: expected shape \[128, 96\] by config.json"),
     "gptq version": (
         gptq(),

@@ -6,6 +6,14 @@ from typing import Any
 
 from aoq.tensors import aten as aten  # before the formats, which inherit what it registers
 from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.floatx import (
+    FloatxTensor,
+    FloatxWeightOnlyConfig,
+    FPXWeightOnlyConfig,
+    MXWeightOnlyConfig,
+    NF4WeightOnlyConfig,
+    NVFP4WeightOnlyConfig,
+)
 from aoq.tensors.formats import ways
 from aoq.tensors.fp8 import Float8DynamicActivationFloat8WeightConfig, Float8Tensor, Float8WeightOnlyConfig
 from aoq.tensors.int4 import (
@@ -18,9 +26,12 @@ from aoq.tensors.int8 import Int8DynamicActivationInt8WeightConfig, Int8Tensor, 
 from aoq.tensors.intx import Int8DynamicActivationIntxWeightConfig, IntxTensor, IntxWeightOnlyConfig
 
 __all__ = [
+    "FPXWeightOnlyConfig",
     "Float8DynamicActivationFloat8WeightConfig",
     "Float8Tensor",
     "Float8WeightOnlyConfig",
+    "FloatxTensor",
+    "FloatxWeightOnlyConfig",
     "Int4Tensor",
     "Int4WeightOnlyConfig",
     "Int8DynamicActivationInt4WeightConfig",
@@ -31,6 +42,9 @@ __all__ = [
     "Int8WeightOnlyConfig",
     "IntxTensor",
     "IntxWeightOnlyConfig",
+    "MXWeightOnlyConfig",
+    "NF4WeightOnlyConfig",
+    "NVFP4WeightOnlyConfig",
     "QuantizedTensor",
 ]
 
