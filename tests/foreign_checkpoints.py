@@ -91,6 +91,46 @@ def gptq(
     return write
 
 
+def e4m3(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Tensor, Array]:
+    """Finite codes, and what they stand for."""
+    codes = rng.integers(0, 256, shape).astype(np.uint8)
+    codes[codes & 0x7F == 0x7F] = 0
+    exponent, mantissa = codes >> 3 & 15, (codes & 7).astype(np.float32)
+    magnitude = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent.astype(np.float32) - 10), mantissa * 2.0**-9)
+    return tensor(codes).view(torch.float8_e4m3fn), np.where(codes >> 7, -magnitude, magnitude).astype(np.float32)
+
+
+def fp8_blocks(rows: int = 32, columns: int = 48, ue8m0: bool = False, scale_name: str = "weight_scale_inv") -> Writer:
+    def write(n: int, k: int, rng: np.random.Generator) -> tuple[dict[str, Tensor], Array]:
+        codes, exact = e4m3(rng, (n, k))
+        scale = rng.uniform(0.5, 1.5, (-(-n // rows), -(-k // columns))).astype(np.float32) * np.float32(1e-3)
+        if ue8m0:
+            scale = 2.0 ** np.round(np.log2(scale)).astype(np.float32)
+        spread = scale.repeat(rows, 0)[:n].repeat(columns, 1)[:, :k]
+        return {"weight": codes, scale_name: tensor(scale)}, exact * spread
+
+    return write
+
+
+def fp4(group: int, second_level: bool) -> Writer:
+    table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+
+    def write(n: int, k: int, rng: np.random.Generator) -> tuple[dict[str, Tensor], Array]:
+        codes = rng.integers(0, 16, (n, k)).astype(np.uint8)
+        exact = np.where(codes >> 3, -1, 1).astype(np.float32) * table[codes & 7]
+        stored = {"weight_packed": tensor(codes[:, 0::2] | codes[:, 1::2] << 4)}
+        if second_level:
+            scale, scales = e4m3(rng, (n, k // group))
+            stored |= {"weight_scale": scale, "weight_global_scale": torch.tensor([4096.0])}
+            scales = scales / np.float32(4096)
+        else:
+            exponents = rng.integers(110, 125, (n, k // group)).astype(np.uint8)
+            stored["weight_scale"], scales = tensor(exponents), 2.0 ** (exponents.astype(np.float32) - 127)
+        return stored, exact * scales.astype(np.float32).repeat(group, 1)
+
+    return write
+
+
 def awq(group: int = 32) -> Writer:
     def interleaved(codes: Array) -> Array:
         """Of eight neighbours in a row, those that lie in each nibble of a word, from the lowest on."""

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file as load_plain
 from safetensors.torch import save_file as save_plain
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 from transformers.quantizers import auto
 
 from aoq import Int4Tensor, Int8Tensor, IntxTensor, QuantizedTensor
@@ -25,14 +25,37 @@ from aoq.cli import main
 from aoq.storage.checkpoint import stored_weights, weight_files
 from aoq.storage.convert import convert_checkpoint
 from aoq.storage.safetensors import load_file
+from aoq.tensors.floatx import FloatxTensor
 from aoq.tensors.ordered import OrderedInt4Tensor, OrderedIntxTensor
-from foreign_checkpoints import Array, awq, change, gptq, hqq, reference, set_config, write_checkpoint
+from foreign_checkpoints import (
+    Array,
+    awq,
+    change,
+    fp4,
+    fp8_blocks,
+    gptq,
+    hqq,
+    reference,
+    set_config,
+    write_checkpoint,
+)
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 HQQ = {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 32, "axis": 1}}}
 AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": False}
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [32, 48]}
 IDS = torch.arange(1, 25).reshape(2, 12)
+
+
+def compressed(form: str, **weights: Any) -> dict[str, Any]:
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"type": "float", "symmetric": True, **weights}}}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups, "ignore": ["lm_head"]}
+
+
+NVFP4 = compressed("nvfp4-pack-quantized", num_bits=4, strategy="tensor_group", group_size=16)
+MXFP4 = compressed("mxfp4-pack-quantized", num_bits=4, strategy="group", group_size=32)
+BLOCKS = compressed("float-quantized", num_bits=8, strategy="block", block_structure=[32, 48])
 
 # writer, settings, the tensors that its weights become
 KINDS: dict[str, tuple[Any, dict[str, Any], type[QuantizedTensor]]] = {
@@ -55,6 +78,11 @@ KINDS: dict[str, tuple[Any, dict[str, Any], type[QuantizedTensor]]] = {
     "auto-round-gptq": (gptq(), AUTO_ROUND, Int4Tensor),
     "auto-round-awq": (awq(), {**AUTO_ROUND, "packing_format": "auto_round:auto_awq"}, Int4Tensor),
     "hqq": (hqq(), HQQ, Int4Tensor),
+    "fp8": (fp8_blocks(), FP8, FloatxTensor),
+    "fp8-ue8m0": (fp8_blocks(ue8m0=True), {**FP8, "scale_fmt": "ue8m0"}, FloatxTensor),
+    "compressed-nvfp4": (fp4(16, True), NVFP4, FloatxTensor),
+    "compressed-mxfp4": (fp4(32, False), MXFP4, FloatxTensor),
+    "compressed-blocks": (fp8_blocks(scale_name="weight_scale"), BLOCKS, FloatxTensor),
 }
 
 
@@ -70,7 +98,16 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def from_pretrained(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`from_pretrained` after the import, whose effects end with the test."""
     for table in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
-        for name in ("aoq_foreign", "gptq", "awq", "compressed-tensors", "auto-round", "intel/auto-round", "hqq"):
+        for name in (
+            "aoq_foreign",
+            "gptq",
+            "awq",
+            "compressed-tensors",
+            "auto-round",
+            "intel/auto-round",
+            "hqq",
+            "fp8",
+        ):
             if name in table:
                 monkeypatch.setitem(table, name, table[name])
             else:
@@ -102,6 +139,19 @@ def test_converted(kind: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model(IDS).logits
     torch.testing.assert_close(logits, reference(directory, expected, IDS), rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_of_fp8_are_what_transformers_makes_of_them(tmp_path: Path) -> None:
+    directory = tmp_path / "fp8"
+    settings = {**FP8, "weight_block_size": [32, 32]}
+    expected = write_checkpoint(directory, fp8_blocks(32, 32), settings)
+    dequantizing = FineGrainedFP8Config(weight_block_size=(32, 32), dequantize=True)
+    theirs = AutoModelForCausalLM.from_pretrained(directory, quantization_config=dequantizing, dtype=torch.float32)
+    params = dict(theirs.named_parameters())
+    convert_checkpoint(directory, tmp_path / "out")
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    for name in expected:
+        assert torch.equal(ours[name].to(params[name].dtype).dequantize(), params[name])
 
 
 def test_loaded_as_they_are(kind: Any, tmp_path: Path, from_pretrained: Any) -> None:

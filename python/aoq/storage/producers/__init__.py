@@ -18,6 +18,7 @@ from aoq.storage.producers.auto_round import AutoRoundReader
 from aoq.storage.producers.awq import AwqReader
 from aoq.storage.producers.base import ForeignCheckpoint, Reader, stored_tensors
 from aoq.storage.producers.compressed_tensors import CompressedTensorsReader
+from aoq.storage.producers.fp8 import Fp8Reader
 from aoq.storage.producers.gptq import GptqReader
 from aoq.storage.producers.hqq import HqqReader
 
@@ -28,6 +29,7 @@ READERS: dict[str, type[Reader]] = {
     "compressed-tensors": CompressedTensorsReader,
     "auto-round": AutoRoundReader,
     "intel/auto-round": AutoRoundReader,
+    "fp8": Fp8Reader,
     "hqq": HqqReader,
 }
 

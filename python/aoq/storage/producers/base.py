@@ -15,6 +15,7 @@ from aoq.ops.bits import from_codes, to_codes
 from aoq.ops.dtypes import FLOAT_DTYPES, dtype_name
 from aoq.storage.checkpoint import StoredWeight, open_safetensors, tensor_headers
 from aoq.tensors.base import QuantizedTensor
+from aoq.tensors.floatx import FloatxTensor
 from aoq.tensors.int4 import Int4Tensor, Int8Int4Tensor
 from aoq.tensors.int8 import Int8Tensor
 from aoq.tensors.intx import BY_BITS, IntxTensor
@@ -250,6 +251,36 @@ def integers(
     if act_mapping is None:
         return Int4Tensor(codes, scale, zero_point, group, "plain", shape=shape, dtype=dtype)
     return Int8Int4Tensor(codes, scale, zero_point, None, group, "plain", act_mapping, shape=shape, dtype=dtype)
+
+
+def small_floats(
+    weight_format: str,
+    qdata: Tensor,
+    scale: Tensor,
+    *,
+    group: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    rows: int = 1,
+    row_scale: Tensor | None = None,
+) -> QuantizedTensor:
+    """A weight [n, k] of fp4 or fp8 codes in groups.
+
+    Args:
+        weight_format: of `FloatxTensor`.
+        qdata: uint8 [n, k / 2], or e4m3 [n, k].
+        scale: [ceil(n / rows), G]: neighbours along n may share theirs.
+        row_scale: fp32, one for all.
+    """
+    n = shape[0]
+    if rows > 1:
+        one_byte = scale.itemsize == 1  # what PyTorch has few functions for
+        spread = (scale.view(torch.uint8) if one_byte else scale).repeat_interleave(rows, 0)[:n]
+        scale = spread.view(scale.dtype)
+    if row_scale is not None:
+        row_scale = row_scale.float().reshape(1, 1).expand(n, 1).contiguous()
+    parts = (qdata.contiguous(), scale.contiguous(), row_scale, None)
+    return FloatxTensor(*parts, group, "plain", weight_format, shape=shape, dtype=dtype)
 
 
 def column_order(g_idx: Tensor, group: int) -> Tensor | None:

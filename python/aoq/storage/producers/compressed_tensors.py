@@ -4,7 +4,10 @@
 
 - pack-quantized: `weight_packed` int32 [n, ceil(k * bits / 32)], codes one after the other from the lowest bit on, with
   2^(bits - 1) added. Zero points are packed along n in the same way.
-- int-quantized: `weight` int8. float-quantized: `weight` float8_e4m3fn.
+- int-quantized: `weight` int8. float-quantized: `weight` float8_e4m3fn, a scale a row, weight, group or block.
+- nvfp4-pack-quantized, mxfp4-pack-quantized: `weight_packed` uint8 [n, k / 2], fp4 e2m1, the low nibble first;
+  `weight_scale` e4m3 [n, k / 16] over `weight_global_scale`, or e8m0 as uint8 [n, k / 32]. mxfp8-quantized: the same
+  scales of `weight` float8_e4m3fn.
 """
 
 from __future__ import annotations
@@ -19,11 +22,14 @@ from torch import Tensor
 from aoq.ops.bits import from_codes, to_codes
 from aoq.ops.dtypes import FLOAT_DTYPES
 from aoq.storage.checkpoint import StoredWeight
-from aoq.storage.producers.base import Reader, Roles, integers, stream
+from aoq.storage.producers.base import Reader, Roles, integers, small_floats, stream
 from aoq.tensors.base import QuantizedTensor
 from aoq.tensors.fp8 import Float8Tensor
 
-FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+FORMATS = (
+    *("pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
+    *("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"),
+)
 _KV_CACHE = {"k_scale", "v_scale", "q_scale", "k_zero_point", "v_zero_point", "q_zero_point"}
 
 Group = Mapping[str, Any]
@@ -115,8 +121,9 @@ class CompressedTensorsReader(Reader):
             raise self.error(where, f"is quantized, but {name} does not say how its weights are")
         # The codes go first: a weight is named after them where something is wrong with it.
         ordered = {role: roles[role] for role in sorted(roles, key=lambda role: roles[role] != codes)}
-        if "weight_packed" not in ordered and weights.get("type") == "float":
-            return self.float8(module, ordered, weights, group.get("input_activations"))
+        if weights.get("type") == "float":
+            floats_of = self.float4 if "weight_packed" in ordered else self.float8
+            return floats_of(module, ordered, weights, group.get("input_activations"))
         return self.integer(module, ordered, weights, group.get("input_activations"))
 
     # ---- integers
@@ -241,7 +248,7 @@ class CompressedTensorsReader(Reader):
         n, k = (*self.shape(where), 0, 0)[:2]
         self.expect(where, torch.float8_e4m3fn, (n, k))
         if weights.get("strategy") in ("block", "group"):
-            raise self.error(where, f"strategy: aoq has fp8 per channel or tensor only, got {weights['strategy']!r}")
+            return self.float8_blocks(module, roles, weights, inputs)
         shapes = self._strategy(where, weights, n, k)[2]
         self.expect(roles["weight_scale"], FLOAT_DTYPES, *shapes)
         acts: tuple[Any, ...] = (None, None, None, None)
@@ -265,6 +272,67 @@ class CompressedTensorsReader(Reader):
 
         x = "" if acts[0] is None else ", x to fp8"
         return self.found(module, roles, f"fp8 {_grouped(weights, k)}{x}", (n, k), make)
+
+    def float8_blocks(
+        self, module: str, roles: Mapping[str, str], weights: Group, inputs: Group | None
+    ) -> StoredWeight:
+        """A scale for each group of columns, or each block of rows and columns."""
+        where = roles["weight"]
+        n, k = self.shape(where)
+        block: Any = [1, weights.get("group_size")]
+        if weights.get("strategy") == "block":
+            block = weights.get("block_structure")
+        whole = isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)
+        if not whole or block[1] % 8:
+            raise self.error(where, f"block_structure: expected rows and a multiple of 8 columns, got {block!r}")
+        rows, group = block
+        self.expect(roles["weight_scale"], (*FLOAT_DTYPES, torch.uint8), (-(-n // rows), -(-k // group)))
+        self.note_activations(inputs)
+
+        def make(parts: Roles) -> QuantizedTensor:
+            sizes: dict[str, Any] = {"group": group, "rows": rows, "shape": (n, k), "dtype": self.dtype}
+            return small_floats("fp8_e4m3_grouped", parts["weight"], _scales(parts), **sizes)
+
+        return self.found(module, roles, f"fp8 in blocks of {rows}x{group}", (n, k), make)
+
+    def float4(self, module: str, roles: Mapping[str, str], weights: Group, inputs: Group | None) -> StoredWeight:
+        self.need(module, roles, "weight_scale")
+        where, second = roles["weight_packed"], "weight_global_scale" in roles
+        if weights.get("num_bits") != 4:
+            raise self.error(where, f"num_bits: expected packed floats of 4 bits, got {weights.get('num_bits')!r}")
+        n, width = (*self.shape(where), 0, 0)[:2]
+        k, group = 2 * width, self.group_size(weights, 16 if second else 32)
+        self.expect(where, torch.uint8, (n, width))
+        if group < 1 or group % 8:
+            raise self.error(where, f"group_size: expected a multiple of 8, got {group!r}")
+        dtypes = (torch.float8_e4m3fn,) if second else (torch.uint8, torch.float8_e8m0fnu)
+        self.expect(roles["weight_scale"], dtypes, (n, -(-k // group)))
+        if second:
+            self.expect(roles["weight_global_scale"], torch.float32, (1,), ())
+        self.note_activations(inputs)
+
+        def make(parts: Roles) -> QuantizedTensor:
+            # Scales are over this one.
+            row_scale = 1 / parts["weight_global_scale"] if second else None
+            sizes: dict[str, Any] = {"group": group, "shape": (n, k), "dtype": self.dtype, "row_scale": row_scale}
+            return small_floats("fp4_e2m1", parts["weight_packed"], _scales(parts), **sizes)
+
+        return self.found(module, roles, f"{'nvfp4' if second else 'mxfp4'} g{group}", (n, k), make)
+
+    def group_size(self, weights: Group, default: int) -> int:
+        size = weights.get("group_size")
+        return size if type(size) is int else default
+
+    def note_activations(self, inputs: Group | None) -> None:
+        if inputs:
+            kind = f"{inputs.get('type', 'int')}{inputs.get('num_bits', 8)}"
+            self.notes[f"{kind} activations: used as given beside these weights, which is more exact"] = None
+
+
+def _scales(parts: Roles) -> Tensor:
+    """Powers of two may be stored as the bytes of their exponents."""
+    scale = parts["weight_scale"]
+    return scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale
 
 
 def _matches(target: str, module: str, kind: str) -> bool:
