@@ -17,6 +17,7 @@ from aoq.storage.checkpoint import read_config, read_json
 from aoq.storage.producers.auto_round import AutoRoundReader
 from aoq.storage.producers.awq import AwqReader
 from aoq.storage.producers.base import ForeignCheckpoint, Reader, stored_tensors
+from aoq.storage.producers.bitsandbytes import BitsAndBytesReader
 from aoq.storage.producers.compressed_tensors import CompressedTensorsReader
 from aoq.storage.producers.fp8 import Fp8Reader
 from aoq.storage.producers.gptq import GptqReader
@@ -30,6 +31,7 @@ READERS: dict[str, type[Reader]] = {
     "auto-round": AutoRoundReader,
     "intel/auto-round": AutoRoundReader,
     "fp8": Fp8Reader,
+    "bitsandbytes": BitsAndBytesReader,
     "hqq": HqqReader,
 }
 

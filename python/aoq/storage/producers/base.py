@@ -99,6 +99,10 @@ class Reader(ABC):
             None if it is not quantized: then its tensors stay what they are.
         """
 
+    def module_of(self, module: str) -> str:
+        """The module that a stored tensor belongs to, whose name this is but for the last part."""
+        return module
+
     # ---- what follows
 
     def read(self) -> ForeignCheckpoint:
@@ -106,7 +110,7 @@ class Reader(ABC):
         for name in self.stored:
             module, _, role = name.rpartition(".")
             if role in self.roles:
-                modules.setdefault(module, {})[role] = name
+                modules.setdefault(self.module_of(module), {})[role] = name
         found = ForeignCheckpoint()
         taken: set[str] = set()
         for module, roles in modules.items():
