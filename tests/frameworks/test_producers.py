@@ -18,13 +18,14 @@ from compressed_tensors.compressors.naive_quantized import FloatQuantizationComp
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from compressed_tensors.quantization.utils import calculate_qparams
+from safetensors.torch import load_file as load_plain
 from transformers import AutoModelForCausalLM
 
-from aoq import Float8Tensor, Int4Tensor, Int8Int4Tensor, Int8Tensor, IntxTensor
+from aoq import Float8Tensor, FloatxTensor, Int4Tensor, Int8Int4Tensor, Int8Tensor, IntxTensor
 from aoq.storage.checkpoint import stored_weights, weight_files
 from aoq.storage.convert import convert_checkpoint
 from aoq.storage.safetensors import load_file
-from foreign_checkpoints import Array, Writer, change, reference, set_config, write_checkpoint
+from foreign_checkpoints import Array, Writer, change, fp4, reference, set_config, write_checkpoint
 
 IDS = torch.arange(1, 25).reshape(2, 12)
 PACKED, INT, FLOAT = PackedQuantizationCompressor, IntQuantizationCompressor, FloatQuantizationCompressor
@@ -184,7 +185,7 @@ def test_loaded_as_they_are(tmp_path: Path) -> None:
     ("changes", "text"),
     [
         ({"transform_config": {"config_groups": {"R1": {}}}}, r"config.json: transform_config: .*R1"),
-        ({"format": "nvfp4-pack-quantized"}, r"weight_packed: format: expected one of .*'nvfp4-pack-quantized'"),
+        ({"format": "marlin-24"}, r"weight_packed: format: expected one of .*'marlin-24'"),
         ({"config_groups": {}}, r"config.json: config_groups: expected groups by name"),
         ({"ignore": ["re:.*q_proj"]}, r"q_proj.weight_packed: is quantized, but config.json says that it is not"),
     ],
@@ -207,3 +208,29 @@ def test_missing_tensors(missing: str, tmp_path: Path) -> None:
     named = "weight" if missing == "weight_packed" else missing
     with pytest.raises(ValueError, match=rf"model.safetensors: .*its .*up_proj.{named} is missing"):
         convert_checkpoint(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("second_level", [True, False], ids=["nvfp4", "mxfp4"])
+def test_fp4_is_what_the_package_unpacks(tmp_path: Path, second_level: bool) -> None:
+    from compressed_tensors.compressors.mxfp4 import MXFP4PackedCompressor
+    from compressed_tensors.compressors.nvfp4 import NVFP4PackedCompressor
+
+    group, strategy = (16, "tensor_group") if second_level else (32, "group")
+    args = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": strategy, "group_size": group}
+    if not second_level:
+        args["scale_dtype"] = torch.uint8
+    how = scheme(args)
+    compressor: Any = NVFP4PackedCompressor if second_level else MXFP4PackedCompressor
+    form = "nvfp4-pack-quantized" if second_level else "mxfp4-pack-quantized"
+    write_checkpoint(tmp_path / "in", fp4(group, second_level), settings(form, how))
+    stored = load_plain(tmp_path / "in" / "model.safetensors")
+    convert_checkpoint(tmp_path / "in", tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    found = [name for name, w in weights.items() if isinstance(w, FloatxTensor)]
+    assert len(found) == 14
+    for name in found:
+        module = name.removesuffix("weight")
+        parts = {key.removeprefix(module): part for key, part in stored.items() if key.startswith(module)}
+        theirs = compressor.decompress(parts, how)["weight"]
+        # It unpacks to bf16, in which what these scales make is exact.
+        assert torch.equal(weights[name].float().dequantize(), theirs.float())
