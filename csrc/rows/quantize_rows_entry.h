@@ -28,6 +28,17 @@ inline bool is_asymmetric(const std::string& mapping, Codes codes, const char* o
   return mapping == "asymmetric";
 }
 
+// Of the absmax that makes a scale of fp8.
+struct Bounds {
+  float lb, ub;
+};
+// Compared as they are given: two that differ may be one float.
+inline Bounds checked_bounds(std::optional<double> lb, std::optional<double> ub, const char* op) {
+  const double low = lb.value_or(0), high = ub.value_or(std::numeric_limits<double>::infinity());
+  check_value(low >= 0 && high >= low, op, "lb", "expected 0 <= lb <= ub, got lb ", low, " and ub ", high);
+  return {static_cast<float>(low), static_cast<float>(high)};
+}
+
 // Fills in what every op has and owns what the kernel reads and writes.
 class QuantizeRowsCall {
  public:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from pathlib import Path
 
 import torch
@@ -53,6 +54,10 @@ def train(rank: int, processes: int, meeting_point: str) -> None:
                 assert torch.equal(out, expected)
                 out.square().sum().backward()
             torch.testing.assert_close(sharded[1].weight.grad.full_tensor(), alone[1].weight.grad)
+            # What has threads goes before the group that they use, and no process before the other is done.
+            del replicated, sharded, shard
+            gc.collect()
+            dist.barrier()
     finally:
         dist.destroy_process_group()
 

@@ -93,10 +93,12 @@ def test_configs_of_torchao() -> None:
         (lambda: WEIGHT_ONLY(torch.int8), ValueError, "weight_dtype: expected float8_e4m3fn or float8_e5m2, got int8"),
         (lambda: DYNAMIC("fp8"), ValueError, "activation_dtype: expected .* got 'fp8'"),
         (
-            lambda: WEIGHT_ONLY(granularity=PerGroup(32)),
+            lambda: WEIGHT_ONLY(torch.float8_e5m2, granularity=PerGroup(32)),
             ValueError,
-            r"granularity: expected PerTensor\(\) or PerRow\(\)",
+            r"granularity: expected blocks of whole rows of e4m3, got PerGroup\(group_size=32\) of float8_e5m2",
         ),
+        (lambda: WEIGHT_ONLY(granularity=PerGroup(4)), ValueError, "group_size: expected 8 or more, got 4"),
+        (lambda: WEIGHT_ONLY(granularity=PerBlock((128,))), ValueError, "granularity: expected 2 sizes"),
         (
             lambda: DYNAMIC(granularity=[PerBlock((1, 128)), PerBlock((128, 128))]),
             ValueError,

@@ -1,6 +1,5 @@
 // fp8_mm's options, checked, on any device.
 #pragma once
-#include <limits>
 #include <optional>
 
 #include "rows/quantize_rows_entry.h"
@@ -15,11 +14,9 @@ inline MmCodes fp8_codes(std::optional<ScalarType> w_dtype, std::optional<Scalar
   const Codes w = codes_of(w_dtype.value_or(by_default), false, op, "w_dtype");
   check_value(granularity == "row" || granularity == "tensor", op, "granularity", "expected row or tensor, got ",
               granularity);
-  const XCodes x{codes_of(x_dtype.value_or(by_default), false, op, "x_dtype"), granularity == "tensor",
-                 static_cast<float>(lb.value_or(0)),
-                 static_cast<float>(ub.value_or(std::numeric_limits<double>::infinity()))};
-  check_value(x.lb >= 0 && x.ub >= x.lb, op, "lb", "expected 0 <= lb <= ub, got lb ", x.lb, " and ub ", x.ub);
-  return {x, w};
+  const Codes x = codes_of(x_dtype.value_or(by_default), false, op, "x_dtype");
+  const Bounds bounds = checked_bounds(lb, ub, op);
+  return {{x, granularity == "tensor", bounds.lb, bounds.ub}, w};
 }
 
 }  // namespace aoq

@@ -12,10 +12,9 @@ std::tuple<Tensor, Tensor> fp8_quantize(const Tensor& x, const std::string& gran
   QuantizeRowsCall call(op, x, "x");
   check_value(granularity == "row" || granularity == "tensor", op, "granularity", "expected row or tensor, got ",
               granularity);
-  if (lb) call.args.lb = static_cast<float>(*lb);
-  if (ub) call.args.ub = static_cast<float>(*ub);
-  check_value(call.args.lb >= 0 && call.args.ub >= call.args.lb, op, "lb", "expected 0 <= lb <= ub, got lb ",
-              call.args.lb, " and ub ", call.args.ub);
+  const Bounds bounds = checked_bounds(lb, ub, op);
+  call.args.lb = bounds.lb;
+  call.args.ub = bounds.ub;
   const bool per_tensor = granularity == "tensor";
   check_value(!per_tensor || call.args.m, op, "x", "expected at least one row for a scale of all, got ", shape(x));
   call.set_codes(codes_of(dtype.value_or(ScalarType::Float8_e4m3fn), false, op), false, ScalarType::Float, per_tensor);
