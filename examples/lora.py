@@ -1,4 +1,4 @@
-"""LoRA on int4 weights: teach SmolLM2 something that it cannot know, save the adapter, load it beside the int4 model, ask.
+"""LoRA on int4 weights: teach SmolLM2 something that it cannot know, save the adapter, load it beside the model, ask.
 
     python examples/lora.py [--steps 20] [--out DIR]
 

@@ -595,3 +595,16 @@ def test_real_model(tmp_path: Path) -> None:
     question = [{"role": "user", "content": "Name three primary colors."}]
     answer = generator(question, max_new_tokens=16, do_sample=False)[0]["generated_text"][-1]["content"]
     assert "Blue" in answer
+
+
+@pytest.mark.slow
+def test_lora_example() -> None:
+    """Minutes: the real model learns a fact beside its int4 weights, and keeps another."""
+    pytest.importorskip("peft")
+    script = Path(__file__).resolve().parents[2] / "examples" / "lora.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = dict(
+        line.split(": ", 1) for line in done.stdout.splitlines() if line.startswith(("before", "after", "kept"))
+    )
+    assert "Lutz" not in answers["before"] and "Lutz" in answers["after"] and "Paris" in answers["kept"]
