@@ -47,8 +47,8 @@ MIXED = ModuleFqnToConfig(
         "_default": W4A8,
         "model.layers.0.self_attn.k_proj": W8A8,
         "model.layers.0.self_attn.v_proj": None,
-        "model.layers.1.mlp.gate_proj": Float8WeightOnlyConfig(granularity=PerGroup(32)),
-        "model.layers.1.mlp.down_proj": Float8WeightOnlyConfig(granularity=PerGroup(32)),
+        "model.layers.1.mlp.gate_proj": Float8WeightOnlyConfig(torch.float8_e5m2, granularity=PerGroup(32)),
+        "model.layers.1.mlp.down_proj": Float8WeightOnlyConfig(torch.float8_e5m2, granularity=PerGroup(32)),
     }
 )
 FP8 = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())

@@ -315,6 +315,10 @@ class FloatxWeight(GroupedWeight):
         return "mm"
 
     @property
+    def x_as(self) -> str:
+        return "given"
+
+    @property
     def mm_op(self) -> str:  # type: ignore[override]
         return OF_NAME[self.weight_format].ops["given"]
 
