@@ -125,7 +125,21 @@ class Codes(StoredPart):
 
 
 @dataclass(frozen=True)
-class PerGroup(StoredPart):
+class Tiled(StoredPart):
+    """A few floats for each row: plain [n, *], packed [ceil(n / 16), *, 16] from `tile_scale`."""
+
+    def pack(self, part: Tensor, k: int) -> Tensor:
+        return tile_scale(part)
+
+    def unpack(self, packed: Tensor, n: int, k: int) -> Tensor:
+        return untile_scale(packed, n)
+
+    def packed_rows(self, packed: Tensor, ids: Tensor, k: int) -> Tensor:
+        return packed[ids // TILE_N, :, ids % TILE_N]
+
+
+@dataclass(frozen=True)
+class PerGroup(Tiled):
     """A float for each group along k, or, if the group is the row, for each row.
 
     Plain [n, G], G = ceil(k / group); packed [ceil(n / 16), G, 16] from `tile_scale`.
@@ -144,15 +158,6 @@ class PerGroup(StoredPart):
 
     def dtypes(self, packed: bool, device: torch.device) -> tuple[torch.dtype, ...]:
         return FLOAT_DTYPES
-
-    def pack(self, part: Tensor, k: int) -> Tensor:
-        return tile_scale(part)
-
-    def unpack(self, packed: Tensor, n: int, k: int) -> Tensor:
-        return untile_scale(packed, n)
-
-    def packed_rows(self, packed: Tensor, ids: Tensor, k: int) -> Tensor:
-        return packed[ids // TILE_N, :, ids % TILE_N]
 
     def narrow_k(self, part: Tensor, start: int, length: int, group: int) -> Tensor:
         first, last = start // group, max(start + length - 1, start) // group
@@ -185,7 +190,7 @@ def _bytes(part: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RowScale(StoredPart):
+class RowScale(Tiled):
     """fp32 for each row, whatever groups there are, or none: plain [n, 1], packed [ceil(n / 16), 1, 16]."""
 
     def wanted(self, w: Any, packed: bool) -> bool | None:
@@ -199,15 +204,6 @@ class RowScale(StoredPart):
 
     def dtypes(self, packed: bool, device: torch.device) -> tuple[torch.dtype, ...]:
         return (torch.float32,)
-
-    def pack(self, part: Tensor, k: int) -> Tensor:
-        return tile_scale(part)
-
-    def unpack(self, packed: Tensor, n: int, k: int) -> Tensor:
-        return untile_scale(packed, n)
-
-    def packed_rows(self, packed: Tensor, ids: Tensor, k: int) -> Tensor:
-        return packed[ids // TILE_N, :, ids % TILE_N]
 
     def narrow_k(self, part: Tensor, start: int, length: int, group: int) -> Tensor:
         return part
