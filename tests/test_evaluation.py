@@ -90,15 +90,15 @@ def test_different_vocabularies(tmp_path: Path) -> None:
 def test_real_model() -> None:
     """int4 g64 costs about what the reference rows of the protocol say, and HQQ less."""
     reference, tokenizer = load_model(real_model())
-    windows = evaluation_windows(tokenizer, count=2, length=256)
+    windows = evaluation_windows(tokenizer, count=6, length=256)
     found = []
     for hqq in (False, True):
         config = AoqConfig(Int4WeightOnlyConfig(group_size=64, use_hqq=hqq))
         quantized = AutoModelForCausalLM.from_pretrained(real_model(), quantization_config=config)
         found.append(evaluate(quantized, windows, reference))
     plain, hqq_quality = found
-    assert plain.reference_perplexity == pytest.approx(16.1, rel=0.02)
+    assert plain.reference_perplexity == pytest.approx(18.5, rel=0.02)
     assert plain.kl is not None and hqq_quality.kl is not None
     assert plain.kl < 0.35
     assert hqq_quality.kl < 0.9 * plain.kl
-    assert hqq_quality.perplexity < 1.02 * plain.perplexity  # of 510 tokens
+    assert hqq_quality.perplexity < plain.perplexity
